@@ -1,0 +1,730 @@
+"""The facts frostline hands on: frozen pydantic records that hash, compare and survive JSON.
+
+Axes: N samples, B batch, C channels, H W sides, D features, K classes. `stages[:depth]` is
+frozen, `stages[depth:]` is live. Costs are in seconds, bytes and floating-point operations.
+"""
+
+import difflib
+import hashlib
+from typing import Any, ClassVar, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from frostline.errors import CutBlocked, UnknownStage
+
+
+class Record(BaseModel):
+    """A fact: immutable, hashable, without unknown fields.
+
+    Example:
+        >>> class Point(Record):
+        ...     x: int
+        >>> Point(x=1) == Point.model_validate_json(Point(x=1).model_dump_json())
+        True
+    """
+
+    # A failed trial's losses are NaN or infinite; as strings they are JSON that every reader takes.
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=True, ser_json_inf_nan="strings")
+
+    version: ClassVar[int] = 1
+    """Schema number written to disk; a larger one is refused on reading."""
+
+    @property
+    def key(self) -> str:
+        """Sixteen hexadecimal digits that name this record's content."""
+        return hashlib.sha256(self.model_dump_json().encode()).hexdigest()[:16]
+
+
+# --- the network ------------------------------------------------------------------------------
+
+
+class Wire(Record):
+    """One tensor that crosses a cut.
+
+    Args:
+        name: Dotted name of the module call it comes from, or the input's name.
+        shape: Shape at the traced batch size.
+        dtype: For instance "float32".
+        batch_axis: Which axis grows with the batch.
+        factor: Rows along that axis for each sample (1 nearly always).
+        order: Axes from the slowest in memory to the fastest; (0, 2, 3, 1) is channels-last.
+        bytes_per_sample: Bytes that one sample adds.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+    batch_axis: int = 0
+    factor: int = 1
+    order: tuple[int, ...]
+    bytes_per_sample: int
+
+
+class Stage(Record):
+    """One step of the traced network, in order of execution.
+
+    Args:
+        index: Place in `CutGraph.stages`; freezing it takes a depth of at least index + 1.
+        name: Dotted name of the module that ends it.
+        keys: State-dict keys that belong to it.
+        parameters: Number of parameter elements.
+        flops: Forward floating-point operations for one sample (convolutions and products).
+    """
+
+    index: int
+    name: str
+    keys: tuple[str, ...]
+    parameters: int
+    flops: int
+
+
+class Cut(Record):
+    """The place after `depth` stages.
+
+    Args:
+        depth: Number of stages below it.
+        name: Name of the last frozen stage; "" at depth 0.
+        wires: What has to be kept of each sample.
+        bytes_per_sample: Sum over the wires.
+        blocked: Why it cannot be used, or None.
+    """
+
+    depth: int
+    name: str
+    wires: tuple[Wire, ...]
+    bytes_per_sample: int
+    blocked: str | None = None
+
+
+class CutGraph(Record):
+    """What one watched forward pass says of a network: its stages and the cuts between them.
+
+    `cuts[d]` is the cut at depth d, from 0 (nothing frozen) to `max_depth` (all but the head).
+
+    Args:
+        model: Class name of the network.
+        batch: Batch size of the watched pass.
+        stages: In order of execution; the head is the last.
+        cuts: One for each depth.
+        head: Name of the last Linear that yields the K outputs, or None.
+        outputs: K, or None where the output is not one (B, K) tensor.
+        recording: The pass itself, which `split` needs; not part of the record on disk.
+    """
+
+    model: str
+    batch: int
+    stages: tuple[Stage, ...]
+    cuts: tuple[Cut, ...]
+    head: str | None = None
+    outputs: int | None = None
+    recording: Any = Field(default=None, exclude=True, repr=False)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, CutGraph) and self.model_dump() == other.model_dump()
+
+    def __hash__(self) -> int:
+        return hash((self.model, self.batch, self.stages, self.cuts, self.head, self.outputs))
+
+    @property
+    def max_depth(self) -> int:
+        """The largest depth: all stages but the head frozen."""
+        return len(self.stages) - 1
+
+    @property
+    def open_depths(self) -> tuple[int, ...]:
+        """Depths whose cut may be used."""
+        return tuple(cut.depth for cut in self.cuts if cut.blocked is None)
+
+    @property
+    def flops(self) -> int:
+        """Forward operations for one sample."""
+        return sum(stage.flops for stage in self.stages)
+
+    @property
+    def parameters(self) -> int:
+        """Parameter elements of all stages."""
+        return sum(stage.parameters for stage in self.stages)
+
+    def frozen_share(self, depth: int) -> float:
+        """Share of the forward operations that lie below the cut, 0 to 1."""
+        return sum(stage.flops for stage in self.stages[:depth]) / max(1, self.flops)
+
+    def stage_name(self, depth: int) -> str:
+        """Name of the last frozen stage, or "nothing" at depth 0."""
+        return self.stages[depth - 1].name if depth else "nothing"
+
+    def resolve(self, depth: int | str) -> int:
+        """Turn a depth as people write it into the number of initial stages frozen.
+
+        Args:
+            depth: A number from 0 to `max_depth`; a negative number, -1 being `max_depth`; or
+                the name of a stage, which freezes up to and including it.
+
+        Returns:
+            The depth, 0 to `max_depth`.
+
+        Raises:
+            UnknownStage: No such number or name.
+            CutBlocked: The network cannot be cut there.
+        """
+        if isinstance(depth, str) and depth.lstrip("-").isdecimal():
+            depth = int(depth)
+        names = [stage.name for stage in self.stages[:-1]]
+        if isinstance(depth, str):
+            if depth not in names:
+                near = difflib.get_close_matches(depth, names, n=3, cutoff=0.3) or names[:3]
+                raise UnknownStage(
+                    f"UnknownStage: no stage that can be frozen is named {depth!r}. Near names: {', '.join(near)}. "
+                    f"`frostline look` lists all {len(names)}.",
+                    depth=depth,
+                )
+            found = names.index(depth) + 1
+        else:
+            if isinstance(depth, bool) or not isinstance(depth, int):
+                raise UnknownStage(
+                    f"UnknownStage: depth is {depth!r}; it must be a whole number from 0 to {self.max_depth}, "
+                    "a negative number or a stage's name.",
+                    depth=depth,
+                )
+            found = depth if depth >= 0 else self.max_depth + 1 + depth
+            if not 0 <= found <= self.max_depth:
+                raise UnknownStage(
+                    f"UnknownStage: depth {depth} is outside 0 to {self.max_depth}: the network has "
+                    f"{len(self.stages)} stages and the head, the last one, is always live.",
+                    depth=depth,
+                )
+        if reason := self.cuts[found].blocked:
+            raise CutBlocked(
+                f"CutBlocked: depth {found} ({self.stage_name(found)}) cannot be frozen: {reason}. "
+                f"Open depths: {', '.join(map(str, self.open_depths))}.",
+                depth=found,
+                reason=reason,
+            )
+        return found
+
+
+class Preprocessing(Record):
+    """How a picture becomes an input: (3, image_size, image_size), (value / 255 - mean) / std.
+
+    The picture's short side is resized to `image_size`, then its middle is cut out.
+    """
+
+    image_size: int
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    interpolation: Literal["bilinear", "bicubic"] = "bicubic"
+
+
+class ModelSource(Record):
+    """How to build the network again.
+
+    Args:
+        name: As given: "efficientnet_lite0", "timm:NAME", "torchvision:NAME", "FILE.py:FUNCTION".
+        outputs: K.
+        weights: A local weights file, or None for the model's own.
+        fingerprint: Digest of all weights below the head, as built.
+    """
+
+    name: str
+    outputs: int
+    weights: str | None = None
+    fingerprint: str = ""
+
+
+# --- votes before training --------------------------------------------------------------------
+
+
+class Vote(Record):
+    """What leave-one-out ridge says of the features at one depth.
+
+    Args:
+        depth: Number of frozen stages whose output was probed.
+        accuracy: Leave-one-out accuracy on the training part, 0 to 1.
+        low: Lower end of its 95 % Wilson interval.
+        high: Upper end.
+        loss: Leave-one-out negative log-likelihood in nats after the temperature.
+        penalty: Ridge penalty chosen by leave-one-out squared error.
+        features: D.
+    """
+
+    depth: int
+    accuracy: float
+    low: float
+    high: float
+    loss: float
+    penalty: float
+    features: int
+
+
+class Prior(Record):
+    """What one pass without training says of every open depth.
+
+    Args:
+        votes: One for each open depth above 0.
+        samples: N.
+        head: File name of the warm head (safetensors: "weight" (K, D), "bias" (K,)), or None
+            where the network has no Linear that yields its outputs.
+        temperature: Factor on the ridge's outputs in that head.
+    """
+
+    votes: tuple[Vote, ...]
+    samples: int
+    head: str | None = None
+    temperature: float = 1.0
+
+
+# --- the plan ---------------------------------------------------------------------------------
+
+
+class Recipe(Record):
+    """How a live part is trained: AdamW, a linear warm-up, then a constant rate or a cosine.
+
+    Args:
+        learning_rate: Peak rate of everything but the head.
+        head_learning_rate: Peak rate of the head.
+        weight_decay: On weights of two or more dimensions; none on norms and biases.
+        batch_size: B.
+        schedule: "constant" for a race that is continued, "cosine" down to zero for a finish.
+        warmup: Share of an epoch over which the rate rises, where there is no parent.
+        norm_mode: "eval" keeps batch norm's pretrained statistics, "train" learns new ones.
+        clip_norm: Largest norm of the gradient.
+    """
+
+    learning_rate: float = 1e-3
+    head_learning_rate: float = 1e-3
+    weight_decay: float = 0.01
+    batch_size: int = 32
+    schedule: Literal["constant", "cosine"] = "cosine"
+    warmup: float = 1.0
+    norm_mode: Literal["eval", "train"] = "eval"
+    clip_norm: float = 1.0
+
+
+class EngineReport(Record):
+    """Which engine runs the frozen part, why, and how far it is from plain torch.
+
+    Args:
+        engine: What runs the frozen part.
+        precision: Of its arithmetic.
+        why: In words, with the measured figures.
+        rows_per_second: Measured on two batches of the deepest frozen part.
+        error: Largest difference to torch on real rows, relative to the largest value.
+    """
+
+    engine: Literal["torch", "openvino"]
+    precision: Literal["float32"] = "float32"
+    why: str = ""
+    rows_per_second: float = 0.0
+    error: float = 0.0
+
+
+class Rates(Record):
+    """What this machine does in a second, measured once.
+
+    Args:
+        step_seconds: Median of five training steps with nothing frozen.
+        step_low: Fastest of the five.
+        step_high: Slowest of the five.
+        stage_seconds: Share of a forward pass's seconds by stage; sums to 1.
+        score_seconds: Seconds to score one sample with the whole network.
+        engine: What runs the frozen part, and how fast.
+        threads: Threads that torch used.
+        torch: Version of torch.
+    """
+
+    step_seconds: float
+    step_low: float
+    step_high: float
+    stage_seconds: tuple[float, ...]
+    score_seconds: float
+    engine: EngineReport
+    threads: int
+    torch: str
+
+    def live_seconds_share(self, depth: int) -> float:
+        """Share of a full step's seconds that lies above the cut, 0 to 1."""
+        return max(0.0, 1.0 - sum(self.stage_seconds[:depth]))
+
+
+class Budget(Record):
+    """What may be spent, in units of one full fine-tune, and what things cost in that unit.
+
+    One full fine-tune is `epochs` epochs at depth 0 of the training part.
+
+    Args:
+        limit: The most that the run may cost.
+        reserve: Set aside for passes, proofs and scoring.
+        epochs: E, the epochs of a full fine-tune.
+        race_epochs: Epochs of one arm of the race.
+        live_shares: By depth: live share of a training step, the larger of FLOPs and seconds.
+    """
+
+    limit: float
+    reserve: float
+    epochs: int
+    race_epochs: int
+    live_shares: tuple[float, ...]
+
+    def cost(self, depth: int, epochs: int) -> float:
+        """Cost of training that many epochs at that depth."""
+        return self.live_shares[depth] * epochs / self.epochs
+
+
+class Forecast(Record):
+    """Predicted cost of one depth, before anything is paid.
+
+    Args:
+        depth: Number of frozen stages.
+        stage_name: The last of them.
+        parameters: Live parameter elements.
+        store_bytes: Bytes of the kept rows.
+        store_seconds: Seconds to compute them once.
+        train_seconds: Seconds to train all epochs.
+        full_finetunes: Both, as a share of one full fine-tune.
+        accuracy: Leave-one-out ridge accuracy of the features there, or None.
+        is_candidate: Whether the race will try it.
+    """
+
+    depth: int
+    stage_name: str
+    parameters: int
+    store_bytes: int
+    store_seconds: float
+    train_seconds: float
+    full_finetunes: float
+    accuracy: float | None
+    is_candidate: bool
+
+
+class Plan(Record):
+    """What we mean to run and what it will cost; printed before anything is paid.
+
+    Args:
+        budget: The limit and the prices.
+        rates: What they were computed from.
+        recipe: How every arm is trained; the race settles its learning rate.
+        candidates: Depths that the race will try.
+        learning_rates: Rates that the race will try, at the middle candidate.
+        forecasts: One for each open depth.
+        seconds: Predicted seconds of the whole search and the last training, at most.
+        store_bytes: Predicted bytes on disk.
+        full_finetune_seconds: Seconds of one full fine-tune.
+        seed: Of every draw.
+        views: Stored views of each sample.
+        notes: What the user should know, in words.
+    """
+
+    budget: Budget
+    rates: Rates
+    recipe: Recipe
+    candidates: tuple[int, ...]
+    learning_rates: tuple[float, ...]
+    forecasts: tuple[Forecast, ...]
+    seconds: float
+    store_bytes: int
+    full_finetune_seconds: float
+    seed: int
+    views: int = 1
+    notes: tuple[str, ...] = ()
+
+
+# --- the search -------------------------------------------------------------------------------
+
+
+class TrialSpec(Record):
+    """What is asked for: that many more epochs on top of the parent trial.
+
+    Args:
+        depth: Number of frozen stages.
+        recipe: How to train.
+        seed: Of the order of the samples and of dropout.
+        epochs: Epochs to add.
+        parent: Key of the spec to continue, or None to start from the pretrained weights.
+        first_epoch: Epochs that the chain of parents has trained already.
+    """
+
+    depth: int
+    recipe: Recipe
+    seed: int
+    epochs: int
+    parent: str | None = None
+    first_epoch: int = 0
+
+
+class EpochPoint(Record):
+    """One epoch of a trial. Epoch 0 is the warm head before any training."""
+
+    epoch: int
+    train_loss: float | None
+    valid_loss: float
+    valid_accuracy: float
+    learning_rate: float
+    seconds: float
+
+
+class Trial(Record):
+    """What happened: one rung of training at one depth.
+
+    Args:
+        spec: What was asked for.
+        curve: One point for each epoch, those of the parents not included.
+        best_epoch: Epoch with the lowest validation loss, those of the parents included.
+        losses: Negative log-likelihood of each validation sample at the best epoch, in nats.
+        hits: Whether each validation sample was right at the best epoch.
+        seconds: Training seconds, scoring included.
+        flops: Counted operations.
+        weights: File that holds the best and the last weights and the optimizer's state.
+        failure: Why it ended early, or None.
+    """
+
+    spec: TrialSpec
+    curve: tuple[EpochPoint, ...] = ()
+    best_epoch: int = 0
+    losses: tuple[float, ...] = ()
+    hits: tuple[bool, ...] = ()
+    seconds: float = 0.0
+    flops: float = 0.0
+    weights: str | None = None
+    failure: str | None = None
+
+    @property
+    def loss(self) -> float:
+        """Mean validation loss at the best epoch; infinite for a failed trial."""
+        return sum(self.losses) / len(self.losses) if self.losses and not self.failure else float("inf")
+
+    @property
+    def accuracy(self) -> float:
+        """Validation accuracy at the best epoch."""
+        return sum(self.hits) / len(self.hits) if self.hits else 0.0
+
+
+class Score(Record):
+    """How well a network does on one part.
+
+    Args:
+        samples: N.
+        accuracy: Share of right answers, 0 to 1.
+        low: Lower end of its 95 % Wilson interval.
+        high: Upper end.
+        balanced_accuracy: Mean over classes of the share of right answers.
+        loss: Mean negative log-likelihood in nats.
+        confusion: K x K counts: row the label, column the prediction.
+        losses: Negative log-likelihood by sample.
+        predictions: Predicted class by sample.
+        confidences: Probability of the predicted class by sample.
+    """
+
+    samples: int
+    accuracy: float
+    low: float
+    high: float
+    balanced_accuracy: float
+    loss: float
+    confusion: tuple[tuple[int, ...], ...]
+    losses: tuple[float, ...]
+    predictions: tuple[int, ...]
+    confidences: tuple[float, ...]
+
+
+class Rival(Record):
+    """A depth that was tried, against the chosen one, on the same validation samples.
+
+    Args:
+        depth: Number of frozen stages.
+        stage_name: The last of them.
+        epochs: Epochs trained, parents included.
+        accuracy: Validation accuracy.
+        low: Lower end of its 95 % Wilson interval.
+        high: Upper end.
+        loss: Validation loss.
+        loss_difference: Its loss less the chosen one's; positive speaks for the chosen one.
+        standard_error: Of that difference, paired by sample.
+        verdict: In words.
+    """
+
+    depth: int
+    stage_name: str
+    epochs: int
+    accuracy: float
+    low: float
+    high: float
+    loss: float
+    loss_difference: float
+    standard_error: float
+    verdict: str
+
+
+class Choice(Record):
+    """The depth we picked, by which rule, against which rivals.
+
+    Args:
+        depth: Number of frozen stages.
+        stage_name: The last of them, "nothing" at depth 0.
+        max_depth: All but the head.
+        trial: Key of the spec whose weights are used.
+        rule: The rule, in words.
+        reason: Why, in a sentence that a person who is no expert follows.
+        rivals: Every other depth that was tried.
+    """
+
+    depth: int
+    stage_name: str
+    max_depth: int
+    trial: str
+    rule: str
+    reason: str
+    rivals: tuple[Rival, ...] = ()
+
+
+# --- what is left behind ----------------------------------------------------------------------
+
+
+class Delta(Record):
+    """A file of the tensors that differ from the base network.
+
+    Args:
+        file: Its path.
+        depth: Number of frozen stages.
+        base: Digest of the frozen tensors that it must be laid upon.
+        keys: State-dict keys that it holds.
+        bytes: Its length.
+    """
+
+    file: str
+    depth: int
+    base: str
+    keys: tuple[str, ...]
+    bytes: int
+
+
+class ModelCard(Record):
+    """How to rebuild the tuned network: `model.json`."""
+
+    source: ModelSource
+    classes: tuple[str, ...]
+    preprocessing: Preprocessing | None
+    depth: int
+    stage_name: str
+    delta: str
+    base: str
+    frostline: str
+
+
+class Arguments(Record):
+    """What a run was asked for: `arguments.json`; a folder is gone on with only for the same.
+
+    Args:
+        task: Digest of data, labels, split, preprocessing and the network's weights.
+        depth: "auto", or the resolved depth.
+        budget: In full fine-tunes.
+        epochs: Of a full fine-tune, or None for the default.
+        views: Stored views of each sample.
+        seed: Of every draw.
+        engine: What was asked to run the frozen part.
+    """
+
+    task: str
+    depth: str
+    budget: float
+    epochs: int | None
+    views: int
+    seed: int
+    engine: str
+
+
+class Spent(Record):
+    """Seconds by phase so far, so that a run that is gone on with counts on: `clock.json`."""
+
+    by_phase: tuple[tuple[str, float], ...] = ()
+
+
+class Cost(Record):
+    """What the run cost, in seconds and as a share of one full fine-tune.
+
+    Args:
+        seconds: Everything after start-up: trace, proof, passes, race, training, scoring.
+        flops: Counted operations of the same.
+        full_finetune_seconds: Median of five timed steps at depth 0, times the planned steps.
+        full_finetune_flops: Three forward passes for each sample and epoch.
+        by_phase: Seconds by phase, ("read", 1.2) and so on; reading and compiling included here only.
+    """
+
+    seconds: float
+    flops: float
+    full_finetune_seconds: float
+    full_finetune_flops: float
+    by_phase: tuple[tuple[str, float], ...]
+
+    @property
+    def share_seconds(self) -> float:
+        """Cost in full fine-tunes, by seconds."""
+        return self.seconds / self.full_finetune_seconds if self.full_finetune_seconds else 0.0
+
+    @property
+    def share_flops(self) -> float:
+        """Cost in full fine-tunes, by counted operations."""
+        return self.flops / self.full_finetune_flops if self.full_finetune_flops else 0.0
+
+
+class DataSummary(Record):
+    """What was read.
+
+    Args:
+        name: The data as the user named it.
+        classes: K names.
+        counts: (train, valid, test) samples by class, in the order of `classes`.
+        duplicates: Groups of files with the same bytes.
+        conflicts: Those of them that carry different labels.
+        skipped: Files that could not be read, with the reason, where the user said to go on.
+    """
+
+    name: str
+    classes: tuple[str, ...]
+    counts: tuple[tuple[int, int, int], ...]
+    duplicates: tuple[tuple[str, ...], ...] = ()
+    conflicts: tuple[tuple[str, ...], ...] = ()
+    skipped: tuple[tuple[str, str], ...] = ()
+
+
+class Evidence(Record):
+    """Everything the report says: `evidence.json`.
+
+    Args:
+        frostline: Version that wrote it.
+        created: Date and time, ISO 8601.
+        machine: Processor, threads, versions, as (name, value).
+        arguments: What the run was asked for, as (name, value).
+        data: What was read.
+        source: The network.
+        preprocessing: How a picture becomes an input, or None.
+        graph: Its stages and cuts.
+        prior: Votes before training.
+        plan: What was meant.
+        trials: What happened.
+        choice: The depth picked.
+        valid: Score of the chosen weights on the validation part.
+        test: Score of the merged network in plain torch on the test part.
+        disagreement: Share of test predictions that differ when made from the store.
+        delta: The file that was left.
+        cost: What it cost.
+        parameters_live: Trained parameter elements.
+    """
+
+    frostline: str
+    created: str
+    machine: tuple[tuple[str, str], ...]
+    arguments: tuple[tuple[str, str], ...]
+    data: DataSummary
+    source: ModelSource
+    preprocessing: Preprocessing | None
+    graph: CutGraph
+    prior: Prior
+    plan: Plan
+    trials: tuple[Trial, ...]
+    choice: Choice
+    valid: Score
+    test: Score
+    disagreement: float
+    delta: Delta
+    cost: Cost
+    parameters_live: int

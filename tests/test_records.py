@@ -1,0 +1,186 @@
+"""Laws that hold for every record of the package, and what a graph says of depths."""
+
+import importlib
+import types
+import typing
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from frostline.errors import CutBlocked, UnknownStage
+from frostline.records import Budget, Cost, Cut, CutGraph, Record, Stage, Trial, TrialSpec
+
+SOURCE = Path(__file__).parent.parent / "src" / "frostline"
+
+
+def all_records() -> list[type[Record]]:
+    def below(record: type[Record]) -> Iterator[type[Record]]:
+        for child in record.__subclasses__():
+            yield child
+            yield from below(child)
+
+    for file in SOURCE.rglob("*.py"):
+        if "(Record)" in file.read_text("utf-8"):
+            importlib.import_module(".".join(file.relative_to(SOURCE.parent).with_suffix("").parts))
+    ours = {record for record in below(Record) if record.__module__.startswith("frostline.")}
+    return sorted(ours, key=lambda record: record.__name__)
+
+
+def sample(annotation: object) -> object:
+    """Some value of that type, with every container filled."""
+    arguments = typing.get_args(annotation)
+    match typing.get_origin(annotation) or annotation:
+        case typing.Literal:
+            return arguments[0]
+        case typing.Union | types.UnionType:
+            return sample(arguments[0])
+        case kind if kind is tuple:
+            return (sample(arguments[0]),) * 2 if arguments[-1] is ... else tuple(map(sample, arguments))
+        case kind if isinstance(kind, type) and issubclass(kind, Record):
+            return kind(**{name: sample(field.annotation) for name, field in kind.model_fields.items()})
+        case kind if kind in (int, float, str, bool):
+            return kind(1)
+        case typing.Any:
+            return None
+    raise AssertionError(f"a record holds {annotation}, which is no fact: numbers, strings, None, tuples, records")
+
+
+each_record = pytest.mark.parametrize("record", all_records(), ids=lambda record: record.__name__)
+
+
+@each_record
+def test_record_hashes_and_survives_json(record):
+    fact = sample(record)
+
+    again = record.model_validate_json(fact.model_dump_json())
+
+    assert again == fact
+    assert hash(again) == hash(fact)
+    assert again.key == fact.key
+
+
+@each_record
+def test_record_is_immutable_and_refuses_unknown_fields(record):
+    fact = sample(record)
+    values = {name: getattr(fact, name) for name in record.model_fields}
+
+    with pytest.raises(ValueError, match="frozen"):
+        setattr(fact, next(iter(values)), 1)
+    with pytest.raises(ValueError, match="Extra inputs"):
+        record(**values, melted=True)
+
+
+def test_a_list_is_no_fact():
+    with pytest.raises(AssertionError, match="no fact"):
+        sample(list[int])
+
+
+def test_key_follows_the_content():
+    assert Cut(depth=1, name="a", wires=(), bytes_per_sample=1).key != sample(Cut).key
+
+
+# --- depths -----------------------------------------------------------------------------------
+
+
+def graph_of(stages: int, blocked: frozenset[int] = frozenset()) -> CutGraph:
+    return CutGraph(
+        model="Chain",
+        batch=2,
+        stages=tuple(
+            Stage(index=index, name=f"layer{index}", keys=(), parameters=index, flops=10) for index in range(stages)
+        ),
+        cuts=tuple(
+            Cut(
+                depth=depth,
+                name=f"layer{depth - 1}" if depth else "",
+                wires=(),
+                bytes_per_sample=8,
+                blocked="tied" if depth in blocked else None,
+            )
+            for depth in range(stages)
+        ),
+    )
+
+
+@given(stages=st.integers(1, 20), data=st.data())
+def test_every_way_to_write_a_depth_means_the_same(stages, data):
+    graph = graph_of(stages)
+    depth = data.draw(st.integers(0, graph.max_depth))
+
+    ways = [depth, str(depth), depth - stages, str(depth - stages)]
+    if depth:
+        ways.append(graph.stages[depth - 1].name)
+
+    assert {graph.resolve(way) for way in ways} == {depth}
+
+
+@given(stages=st.integers(1, 20), blocked=st.frozensets(st.integers(0, 19)))
+def test_open_depths_are_those_that_resolve(stages, blocked):
+    graph = graph_of(stages, blocked)
+
+    def resolves(depth):
+        try:
+            return graph.resolve(depth) == depth
+        except CutBlocked:
+            return False
+
+    assert graph.open_depths == tuple(filter(resolves, range(stages)))
+
+
+@given(stages=st.integers(1, 20))
+def test_frozen_share_grows_from_nothing_to_all_but_the_head(stages):
+    graph = graph_of(stages)
+
+    shares = [graph.frozen_share(depth) for depth in range(stages)]
+
+    assert shares == sorted(shares)
+    assert shares[0] == 0
+    assert shares[-1] == pytest.approx((stages - 1) / stages)
+
+
+@pytest.mark.parametrize("depth", [4, -5, True, 1.5, "layer9", "layer3"])
+def test_depth_that_is_none_is_refused(depth):
+    with pytest.raises(UnknownStage, match="UnknownStage: ") as caught:
+        graph_of(4).resolve(depth)
+
+    assert caught.value.depth == depth
+
+
+def test_blocked_depth_is_refused_with_its_reason_and_the_open_ones():
+    with pytest.raises(CutBlocked, match=r"tied\. Open depths: 0, 2, 3") as caught:
+        graph_of(4, frozenset({1})).resolve("layer0")
+
+    assert (caught.value.depth, caught.value.reason) == (1, "tied")
+
+
+def test_recording_is_no_part_of_the_fact():
+    watched = graph_of(3).model_copy(update={"recording": object()})
+
+    assert watched == graph_of(3)
+    assert hash(watched) == hash(graph_of(3))
+    assert "recording" not in watched.model_dump_json()
+
+
+# --- figures that follow ----------------------------------------------------------------------
+
+
+def test_failed_trial_loses_against_any_other():
+    spec = sample(TrialSpec)
+
+    assert Trial(spec=spec, losses=(0.1,), failure="NaN loss").loss == float("inf")
+    assert Trial(spec=spec, losses=(0.5, 1.5), hits=(True, False)).loss == 1.0
+
+
+def test_cost_is_counted_in_full_finetunes():
+    cost = Cost(seconds=5, flops=3, full_finetune_seconds=10, full_finetune_flops=4, by_phase=())
+
+    assert (cost.share_seconds, cost.share_flops) == (0.5, 0.75)
+
+
+def test_full_finetune_costs_one():
+    budget = Budget(limit=1.0, reserve=0.1, epochs=10, race_epochs=1, live_shares=(1.0, 0.5))
+
+    assert (budget.cost(0, 10), budget.cost(1, 10)) == (1.0, 0.5)
