@@ -1,0 +1,89 @@
+"""Copies of the user's network, and torch switched to its plain paths while they run."""
+
+import contextlib
+import copy
+import warnings
+from collections.abc import Iterable, Iterator
+from typing import Any, TypeVar
+
+import torch
+from torch import nn
+
+_Module = TypeVar("_Module", bound=nn.Module)
+
+
+def copy_of(model: _Module, shared: Iterable[torch.Tensor] = ()) -> _Module:
+    """Copy a network deeply, sharing the given tensors and leaving the original as it was.
+
+    Results that a forward pass with gradients left on a module (LeViT's attention bias) cannot
+    be copied deeply; the copy holds them detached.
+
+    Args:
+        model: Any network.
+        shared: Parameters or buffers that the copy and the original hold in common.
+
+    Returns:
+        A network of the same class; flags, modes and hooks are those of the original.
+
+    Example:
+        >>> layer = nn.Linear(2, 2)
+        >>> copy_of(layer, [layer.weight]).weight is layer.weight
+        True
+    """
+    memo: dict[int, Any] = {id(tensor): tensor for tensor in shared}
+    for module in model.modules():
+        for name, value in vars(module).items():
+            if name not in ("_parameters", "_modules"):
+                _detach_into(memo, value)
+    return copy.deepcopy(model, memo)
+
+
+def _detach_into(memo: dict[int, Any], value: Any) -> None:
+    match value:
+        case torch.Tensor():
+            if value.grad_fn is not None:
+                memo[id(value)] = value.detach().clone()
+        case dict():
+            for child in value.values():
+                _detach_into(memo, child)
+        case list() | tuple():
+            for child in value:
+                _detach_into(memo, child)
+
+
+@contextlib.contextmanager
+def plain_torch() -> Iterator[None]:
+    """Keep attention off its fast path, which reads weights outside their modules.
+
+    Example:
+        >>> with plain_torch():
+        ...     torch.backends.mha.get_fastpath_enabled()
+        False
+    """
+    before = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(before)
+
+
+@contextlib.contextmanager
+def repeatable_torch() -> Iterator[None]:
+    """Make operations add in a fixed order, on the plain paths of `plain_torch`.
+
+    Gradients of indexing (relative positions) differ by 1e-7 from call to call otherwise.
+
+    Example:
+        >>> with repeatable_torch():
+        ...     torch.are_deterministic_algorithms_enabled()
+        True
+    """
+    before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    try:
+        with plain_torch(), warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message=".*deterministic.*", category=UserWarning)
+            yield
+    finally:
+        torch.use_deterministic_algorithms(before[0], warn_only=before[1])

@@ -1,0 +1,354 @@
+"""Take a network apart at a cut: the frozen part below, the live part above, and the proof that they are it."""
+
+import functools
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from frostline import fingerprint
+from frostline.copies import copy_of, plain_torch, repeatable_torch
+from frostline.errors import BadArgument
+from frostline.recording import Recording
+from frostline.records import CutGraph, Wire
+from frostline.standins import frozen_names, with_stand_ins
+from frostline.trees import arguments, batch_of, leaves, tensors, with_rows
+
+
+def split(model: nn.Module, graph: CutGraph, depth: int | str) -> "Split":
+    """Take a network apart at a depth.
+
+    The model itself stays as it was. The frozen part shares its parameters, so it must not be
+    trained elsewhere meanwhile; the live part has tensors of its own.
+
+    Args:
+        model: The network that `graph` was traced from, or one of the same class and names.
+        graph: Its stages and cuts.
+        depth: As `CutGraph.resolve` takes it.
+
+    Returns:
+        The two parts; `parts.live(*parts.frozen(x))` gives the bits of `model.eval()(x)`.
+
+    Raises:
+        UnknownStage: No such depth.
+        CutBlocked: The network cannot be cut there.
+        BadArgument: The graph came from disk and holds no recording, or is of another network.
+
+    Example:
+        >>> net = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3)).eval()
+        >>> x = torch.randn(2, 4)
+        >>> import frostline as fl
+        >>> parts = split(net, fl.trace(net, x), -1)
+        >>> wires = parts.frozen(x)
+        >>> torch.equal(parts.live(*wires), net(x)), list(parts.live.state_dict())
+        (True, ['2.weight', '2.bias'])
+    """
+    found = graph.resolve(depth)
+    _check_same_network(model, graph)
+    return Split(model, graph, found)
+
+
+def prove(model: nn.Module, graph: CutGraph, depth: int | str, example: Any) -> str | None:
+    """Try to catch a cut in a lie; say what differs, or None where nothing does.
+
+    On a copy whose vectors are perturbed (networks start residual branches at zero), the live
+    part sees NaN for everything but the wires. Its output and every gradient must equal the
+    whole network's bit for bit, row 0 of every wire must not depend on the other rows, and in
+    train mode no NaN may come out.
+
+    Args:
+        model: The network.
+        graph: Its stages and cuts.
+        depth: As `CutGraph.resolve` takes it.
+        example: As for `trace`; real samples prove more than noise.
+
+    Example:
+        >>> net = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3))
+        >>> import frostline as fl
+        >>> x = torch.randn(2, 4)
+        >>> prove(net, fl.trace(net, x), 1, x) is None
+        True
+    """
+    found = graph.resolve(depth)
+    _check_same_network(model, graph)
+    recording: Recording = graph.recording
+    was_dense = found in recording.dense
+    why = _difference(model, graph, found, example)
+    if why is not None and not was_dense:
+        # Code around the stand-ins may write in place or look at strides: then they need real memory.
+        recording.dense.add(found)
+        if _difference(model, graph, found, example) is None:
+            return None
+        recording.dense.discard(found)
+    return why
+
+
+class Split:
+    """A network in two parts.
+
+    Args:
+        model: The network.
+        graph: Its stages and cuts.
+        depth: An open depth.
+
+    Example:
+        >>> net = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3))
+        >>> import frostline as fl
+        >>> type(fl.split(net, fl.trace(net, torch.ones(2, 4)), 1).merge()).__name__
+        'Sequential'
+    """
+
+    def __init__(self, model: nn.Module, graph: CutGraph, depth: int) -> None:
+        self.graph = graph
+        self.depth = depth
+        self.frozen = Frozen(model, graph, depth)
+        self.live: nn.Module = with_stand_ins(model, graph.recording, depth)
+        self._model = model
+
+    def merge(self) -> nn.Module:
+        """Put the live part's tensors into a copy of the network: its own class, its own keys."""
+        merged = copy_of(self._model)
+        merged.load_state_dict(self.live.state_dict(), strict=False)
+        return merged
+
+
+class Frozen:
+    """The part below a cut: always in eval mode, without gradients, blind to `train()`.
+
+    Calling it with the network's inputs (each tensor, in the order of the example) gives the
+    wires as a tuple of fresh tensors.
+
+    Args:
+        model: The network, whose parameters it shares.
+        graph: Its stages and cuts.
+        depth: An open depth.
+
+    Example:
+        >>> net = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3))
+        >>> import frostline as fl
+        >>> frozen = fl.split(net, fl.trace(net, torch.ones(2, 4)), 1).frozen
+        >>> [wire.shape for wire in frozen(torch.ones(5, 4))], frozen.wires[0].name
+        ([torch.Size([5, 8])], '1')
+    """
+
+    def __init__(self, model: nn.Module, graph: CutGraph, depth: int) -> None:
+        self.depth = depth
+        self.wires: tuple[Wire, ...] = graph.cuts[depth].wires
+        self.module: nn.Module = _FrozenModule(model, graph.recording, depth)
+        self._recording: Recording = graph.recording
+
+    def __call__(self, *inputs: Any) -> tuple[torch.Tensor, ...]:
+        """Compute the wires of a batch."""
+        wires: tuple[torch.Tensor, ...] = self.module(*self._recording.inputs.flatten(inputs))
+        return wires
+
+    @functools.cached_property
+    def fingerprint(self) -> str:
+        """Name of everything that decides the wires: frozen tensors, operations, and what is kept."""
+        module = self.module
+        assert isinstance(module, _FrozenModule)
+        moment = self._recording.points[self.depth].moment
+        below = {name for name, moments in self._recording.reads.items() if moments and max(moments) <= moment}
+        named: list[tuple[str, torch.Tensor]] = [
+            *module.model.named_parameters(remove_duplicate=False),
+            *module.model.named_buffers(remove_duplicate=False),
+        ]
+        return fingerprint.of_text(
+            self._recording.points[self.depth].signature,
+            fingerprint.of_tensors((name, tensor) for name, tensor in named if self.depth and name in below),
+            # The shape holds the batch size of the watched pass, which decides nothing.
+            *(wire.model_dump_json(exclude={"shape"}) for wire in self.wires),
+        )
+
+
+# What the network's own code may raise when it runs on stand-ins: anything but the end of the process.
+_OWN_ERRORS = (RuntimeError, ValueError, TypeError, AttributeError, LookupError, ArithmeticError, AssertionError)
+
+
+class _Stop(BaseException):
+    """Everything that crosses the cut has been seen. A network's own `except Exception` must not catch this."""
+
+
+class _FrozenModule(nn.Module):
+    """A module an engine can convert: its forward takes the inputs and returns the wires."""
+
+    def __init__(self, model: nn.Module, recording: Recording, depth: int) -> None:
+        super().__init__()
+        self.model = copy_of(model, model.parameters())
+        self._recording = recording
+        self._point = recording.points[depth]
+        self._counts: dict[str, int] = {}
+        self._found: dict[int, torch.Tensor] = {}
+        self._is_shared = True
+        self.eval()
+        calls = recording.calls
+        watched = {calls[item.call].name for item in self._point.stored if item.call >= 0}
+        if self._point.call >= 0:
+            watched.add(calls[self._point.call].name)
+        modules = dict(self.model.named_modules())
+        for name in sorted(watched):
+            modules[name].register_forward_hook(functools.partial(self._see, name))
+
+    def forward(self, *inputs: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        self._counts.clear()
+        self._found.clear()
+        for place, item in enumerate(self._point.stored):
+            if item.call < 0:
+                self._found[place] = inputs[item.leaf].detach().clone()
+        if self._point.call >= 0:
+            args, kwargs = self._recording.inputs.bind(inputs)
+            try:
+                with torch.no_grad(), plain_torch():
+                    self.model(*args, **kwargs)
+            except _Stop:
+                pass
+        return tuple(self._found[place] for place in range(len(self._point.stored)))
+
+    def train(self, mode: bool = True) -> "_FrozenModule":
+        """Do nothing: what is frozen has no train mode."""
+        return super().train(False)
+
+    def _see(self, name: str, module: nn.Module, args: Any, output: Any) -> None:
+        nth = self._counts.get(name, 0)
+        self._counts[name] = nth + 1
+        calls = self._recording.calls
+        for place, item in enumerate(self._point.stored):
+            if item.call >= 0 and (calls[item.call].name, calls[item.call].nth) == (name, nth):
+                # Later operations may write into it.
+                self._found[place] = leaves(output)[item.leaf].detach().clone()
+        last = calls[self._point.call]
+        if (last.name, last.nth) == (name, nth):
+            raise _Stop
+
+    def _apply(self, fn: Any, recurse: bool = True) -> "_FrozenModule":
+        # Moving or casting replaces a parameter's data in place, which would reach the user's own network.
+        if self._is_shared:
+            own = {weight: nn.Parameter(weight.detach().clone(), weight.requires_grad) for weight in self.parameters()}
+            for module in self.model.modules():
+                for name, weight in module._parameters.items():
+                    if weight is not None:
+                        module._parameters[name] = own[weight]
+            self._is_shared = False
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]  # untyped in torch
+        return self
+
+
+def _check_same_network(model: nn.Module, graph: CutGraph) -> None:
+    if not isinstance(graph.recording, Recording):
+        raise BadArgument(
+            f"BadArgument: this graph of {graph.model} was read from a file and holds no recording; "
+            "trace the network again, `fl.trace(model, example)`.",
+            graph=graph,
+        )
+    names = {name for name, _ in model.named_parameters(remove_duplicate=False)}
+    names |= {name for name, _ in model.named_buffers(remove_duplicate=False)}
+    if names != graph.recording.reads.keys():
+        odd = sorted(names ^ graph.recording.reads.keys())
+        raise BadArgument(
+            f"BadArgument: the graph was traced from another network than this {type(model).__name__}: {len(odd)} "
+            f"tensors are in one of them only, for instance `{odd[0]}`. Trace this network.",
+            names=tuple(odd),
+        )
+
+
+# --- the proof --------------------------------------------------------------------------------
+
+
+def _difference(model: nn.Module, graph: CutGraph, depth: int, example: Any) -> str | None:
+    """What tells the live part, fed NaN for all but the wires, from the network; None if nothing does."""
+    example = with_rows(example, max(2, batch_of(example)))
+    recording: Recording = graph.recording
+    whole = _perturbed(model)
+    frozen = frozen_names(recording, depth)
+    for name, weight in whole.named_parameters():
+        weight.requires_grad_(name not in frozen and weight.is_floating_point())
+    inputs = recording.inputs.flatten(arguments(example))
+    with repeatable_torch():
+        below = Frozen(whole, graph, depth)
+        live = with_stand_ins(whole, recording, depth, fill=math.nan)
+        wires = below(*inputs)
+        if not _are_rows_alone(below, wires, inputs):
+            return "a row that would be kept depends on the other samples of its batch"
+        args, kwargs = recording.inputs.bind(inputs)
+        expected = tensors(whole(*args, **kwargs))
+        try:
+            found = tensors(live(*wires))
+            why = _output_difference(expected, found) or _gradient_difference(whole, live, expected, found)
+            return why or _train_mode_trouble(live, wires)
+        except _OWN_ERRORS as error:
+            lines = str(error).splitlines() or [""]
+            return f"its own code fails on stand-ins with {type(error).__name__}: {lines[0][:120]}"
+
+
+def _perturbed(model: nn.Module) -> nn.Module:
+    """A copy in eval mode whose vectors, and all that is zero, have moved."""
+    moved = copy_of(model).eval()
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for weight in moved.parameters():
+            is_vector = weight.numel() == max((*weight.shape, 1))
+            if weight.is_floating_point() and (is_vector or not weight.any()):
+                noise = torch.randn(weight.shape, generator=generator)
+                weight.add_((0.1 * noise).to(weight))
+    return moved
+
+
+def _are_rows_alone(below: Frozen, wires: Sequence[torch.Tensor], inputs: Sequence[torch.Tensor]) -> bool:
+    """Whether row 0 keeps its bits when the other rows are replaced; a permutation would not show a batch mean."""
+    rows = batch_of(inputs)
+    others = []
+    for given in inputs:
+        other = given.clone()
+        if given.dim() and len(given) == rows:
+            # Whole numbers are often indices, so only values that occur in the row are safe.
+            flipped = given[:1].flip(-1) if given.dim() > 1 else given[:1]
+            other[1:] = given[1:] * 0.5 + 1 if given.is_floating_point() else flipped
+        others.append(other)
+    return all(
+        torch.equal(row.narrow(wire.batch_axis, 0, wire.factor), other.narrow(wire.batch_axis, 0, wire.factor))
+        for row, other, wire in zip(wires, below(*others), below.wires, strict=True)
+    )
+
+
+def _output_difference(expected: Sequence[torch.Tensor], found: Sequence[torch.Tensor]) -> str | None:
+    if any(value.isnan().any() for value in expected if value.is_floating_point()):
+        return "the network itself yields NaN on this example, so nothing can be told"
+    if len(expected) == len(found) and all(map(torch.equal, expected, found)):
+        return None
+    if any(value.isnan().any() for value in found if value.is_floating_point()):
+        return "the live part reads a value that is not kept"
+    return "the live part yields another output than the network"
+
+
+def _gradient_difference(
+    whole: nn.Module, live: nn.Module, expected: Sequence[torch.Tensor], found: Sequence[torch.Tensor]
+) -> str | None:
+    generator = torch.Generator().manual_seed(2)
+    places = [place for place, value in enumerate(expected) if value.requires_grad]
+    if places != [place for place, value in enumerate(found) if value.requires_grad]:
+        return "the live part yields gradients for other outputs than the network"
+    if not places:
+        return None
+    directions = [torch.randn(expected[place].shape, generator=generator).to(expected[place]) for place in places]
+    torch.autograd.backward([expected[place] for place in places], directions)
+    torch.autograd.backward([found[place] for place in places], directions)
+    theirs = dict(whole.named_parameters())
+    for name, weight in live.named_parameters():
+        mine, other = weight.grad, theirs[name].grad
+        if (mine is None) != (other is None) or (
+            mine is not None and other is not None and not torch.equal(mine, other)
+        ):
+            return f"the gradient of `{name}` is not the network's"
+    return None
+
+
+def _train_mode_trouble(live: nn.Module, wires: Sequence[torch.Tensor]) -> str | None:
+    """The path of train mode may be another one: what it reads must be kept too."""
+    with torch.random.fork_rng(devices=[wire.device for wire in wires if wire.is_cuda]):
+        torch.manual_seed(3)
+        seen = tensors(live.train()(*wires))
+    if any(value.isnan().any() for value in seen if value.is_floating_point()):
+        return "in train mode the live part reads a value that is not kept"
+    return None

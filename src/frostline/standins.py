@@ -1,0 +1,277 @@
+"""The network's own copy in which what is frozen gives back what was recorded and computes nothing."""
+
+import math
+from collections.abc import Callable, Collection, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import nn
+
+from frostline.copies import copy_of, plain_torch
+from frostline.recording import Layout, Point, Recording, Size, dense_stride
+from frostline.trees import rebuild
+
+
+def with_stand_ins(model: nn.Module, recording: Recording, depth: int, fill: float = 0.0) -> nn.Module:
+    """Copy a network so that its forward takes the wires of a cut and computes only what lies above.
+
+    Each outermost frozen module stays an object of its own class, since forwards ask for its
+    children and attributes; only its instance `forward` is replaced and its hooks are cleared.
+    The copy shares nothing with the original that is trained.
+
+    Args:
+        model: The network.
+        recording: Of its watched pass.
+        depth: Number of frozen stages, at least 1.
+        fill: What stands for every float value that is not kept; NaN shows that none is read.
+    """
+    point = recording.points[depth]
+    frozen = frozen_names(recording, depth)
+    shared = [weight for name, weight in model.named_parameters(remove_duplicate=False) if name in frozen]
+    live = copy_of(model, shared)
+    feed = _Feed(recording, point, fill, is_dense=depth in recording.dense)
+    modules = dict(live.named_modules())
+    scripts: dict[str, list[int | None]] = {}
+    outer = set(recording.outer(point.moment))
+    for place, call in enumerate(recording.calls):
+        if call.end <= point.moment < recording.calls[call.parent].end:
+            scripts.setdefault(call.name, []).append(place if place in outer else None)
+    for name, script in scripts.items():
+        if any(place is not None for place in script):
+            runs_again = any(call.name == name and call.end > point.moment for call in recording.calls)
+            _stand_in(modules[name], script, feed, runs_again=runs_again)
+    _take_out(live, feed, frozen, _read_by_glue(recording, point, outer))
+    live.__dict__["forward"] = _Root(live, feed)
+    return live
+
+
+def frozen_names(recording: Recording, depth: int) -> set[str]:
+    """Parameters and buffers that the live part does not own: read below the cut only, or never."""
+    if depth == 0:
+        return set()
+    moment = recording.points[depth].moment
+    return {name for name, moments in recording.reads.items() if not moments or max(moments) <= moment}
+
+
+def _read_by_glue(recording: Recording, point: Point, outer: Collection[int]) -> set[str]:
+    """Names that are read below the cut by code that the live part runs again."""
+    spans = [(recording.calls[place].start, recording.calls[place].end) for place in outer]
+    return {
+        name
+        for name, moments in recording.reads.items()
+        if any(at <= point.moment and not any(start < at <= end for start, end in spans) for at in moments)
+    }
+
+
+def _take_out(live: nn.Module, feed: "_Feed", frozen: Collection[str], by_glue: Collection[str]) -> None:
+    """Take what is frozen out of the module's tables, so that its state holds what is live and no more."""
+    for prefix, module in live.named_modules(remove_duplicate=False):
+        for table, is_weight in ((module._parameters, True), (module._buffers, False)):
+            for name in [name for name, tensor in table.items() if tensor is not None]:
+                full = f"{prefix}.{name}" if prefix else name
+                if full not in frozen:
+                    continue
+                if not is_weight and full in by_glue:
+                    # Position numbers and rotary tables: derived values need them, the delta does not.
+                    module._non_persistent_buffers_set.add(name)
+                    continue
+                tensor = table.pop(name)
+                assert tensor is not None
+                module._non_persistent_buffers_set.discard(name)
+                module.__dict__[name] = feed.blank(tuple(tensor.shape), None, tensor.dtype, tensor.device)
+                feed.places.append(_Place(module, name))
+
+
+def _stand_in(module: nn.Module, script: list[int | None], feed: "_Feed", *, runs_again: bool) -> None:
+    module.__dict__["forward"] = _StandIn(module.forward, tuple(script), feed, runs_again=runs_again)
+    if not runs_again:
+        # The user's hooks have run in the frozen part.
+        _clear_hooks(module)
+
+
+def _clear_hooks(module: nn.Module) -> None:
+    for hooks in (
+        module._forward_hooks,
+        module._forward_hooks_with_kwargs,
+        module._forward_pre_hooks,
+        module._forward_pre_hooks_with_kwargs,
+    ):
+        hooks.clear()
+
+
+class _Place(NamedTuple):
+    """Where a frozen parameter or buffer was; a tensor without memory stands there."""
+
+    module: nn.Module
+    name: str
+
+
+class _Feed:
+    """What the stand-ins of one live part give back: the wires of this call, and blanks."""
+
+    def __init__(self, recording: Recording, point: Point, fill: float, *, is_dense: bool) -> None:
+        self.recording = recording
+        self.point = point
+        self.fill = fill
+        self.is_dense = is_dense
+        self.places: list[_Place] = []
+        self.wires: list[torch.Tensor] = []
+        self.batch = 0
+        self.device: torch.device | None = None
+        self.counts: dict[int, int] = {}
+        self._assembled: dict[int, torch.Tensor] = {}
+
+    def take(self, wires: Sequence[torch.Tensor]) -> None:
+        """Take the wires of one call; they are copied, so that in-place operations leave the caller's alone."""
+        stored = self.point.stored
+        axis = stored[0].layout.batch_axis or 0
+        self.batch = wires[0].shape[axis] // max(1, stored[0].layout.shape[axis].each)
+        self.wires = [_laid_as(item.layout, wire, self.batch) for item, wire in zip(stored, wires, strict=True)]
+        self.counts.clear()
+        self._assembled.clear()
+        if self.device != wires[0].device:
+            self.device = wires[0].device
+            for module, name in self.places:
+                gone = module.__dict__[name]
+                module.__dict__[name] = self.blank(tuple(gone.shape), None, gone.dtype, self.device)
+
+    def inputs(self) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """The arguments of the network's own forward: raw inputs that are wires, blanks for the rest."""
+        kept = {item.leaf: wire for item, wire in zip(self.point.stored, self.wires, strict=True) if item.call < 0}
+        given = [
+            kept[place] if place in kept else self.blank(*layout.at(self.batch)[:2], layout.dtype, self.device)
+            for place, layout in enumerate(self.recording.inputs.layouts)
+        ]
+        return self.recording.inputs.bind(given)
+
+    def output(self, place: int) -> Any:
+        """What that call returned when it was watched, in its own types."""
+        call = self.recording.calls[place]
+        new = [self._leaf(leaf, key) for leaf, key in zip(call.leaves, call.storages, strict=True)]
+        return rebuild(call.tree, iter(new))
+
+    def blank(
+        self, shape: tuple[int, ...], stride: tuple[int, ...] | None, dtype: torch.dtype, device: torch.device | None
+    ) -> torch.Tensor:
+        """A tensor that takes no memory, or as much as it seems to where `is_dense` and it has a stride."""
+        value = self.fill if dtype.is_floating_point or dtype.is_complex else 0
+        one = torch.full((), value, dtype=dtype, device=device)
+        if not self.is_dense or stride is None:
+            return one.expand(shape)
+        return torch.empty_strided(shape, dense_stride(shape, stride), dtype=dtype, device=device).copy_(one)
+
+    def _leaf(self, leaf: Any, key: int | None) -> Any:
+        match leaf:
+            case Size():
+                return leaf.at(self.batch)
+            case Layout():
+                wire = self._wire(leaf, key)
+                return self.blank(*leaf.at(self.batch)[:2], leaf.dtype, self.device) if wire is None else wire
+        return leaf
+
+    def _wire(self, layout: Layout, key: int | None) -> torch.Tensor | None:
+        """The kept value, or another view of it."""
+        mine = [(item, wire) for item, wire in zip(self.point.stored, self.wires, strict=True) if item.storage == key]
+        for item, wire in mine:
+            if item.layout == layout:
+                return wire
+        if key is None or not mine:
+            return None
+        item, wire = mine[0]
+        shape, stride, offset = layout.at(self.batch)
+        _, own_stride, own_offset = item.layout.at(self.batch)
+        if layout.dtype != item.layout.dtype:
+            return None
+        if wire.stride() == own_stride and own_offset == 0 and _fits(shape, stride, offset, wire.numel()):
+            return wire.as_strided(shape, stride, offset)
+        if not self.is_dense:
+            return None
+        if key not in self._assembled:
+            self._assembled[key] = self._assemble(key, layout.dtype, mine)
+        return self._assembled[key].as_strided(shape, stride, offset)
+
+    def _assemble(self, key: int, dtype: torch.dtype, mine: list[Any]) -> torch.Tensor:
+        """The whole storage, blank but for what is kept of it."""
+        storage = self.recording.storages[key]
+        length = math.ceil(storage.bytes / dtype.itemsize / self.recording.batch) * self.batch
+        whole = torch.full((length,), self.fill, dtype=dtype, device=self.device)
+        for item, wire in mine:
+            whole.as_strided(*item.layout.at(self.batch)).copy_(wire)
+        return whole
+
+
+def _fits(shape: tuple[int, ...], stride: tuple[int, ...], offset: int, length: int) -> bool:
+    return offset + sum((size - 1) * step for size, step in zip(shape, stride, strict=True)) < length
+
+
+def _laid_as(layout: Layout, wire: torch.Tensor, batch: int) -> torch.Tensor:
+    """A copy of the wire whose axes lie in memory as they did when it was watched, since that decides the bits."""
+    shape, stride, _ = layout.at(batch)
+    fresh = torch.empty_strided(shape, dense_stride(shape, stride), dtype=wire.dtype, device=wire.device)
+    return fresh.copy_(wire)
+
+
+class _StandIn:
+    """The forward of a frozen module: gives the recorded outputs in turn, then runs the module itself.
+
+    A None in the script is a call that yields only values which are derived again.
+    """
+
+    def __init__(
+        self, forward: Callable[..., Any], script: tuple[int | None, ...], feed: _Feed, *, runs_again: bool
+    ) -> None:
+        self.forward = forward
+        self.script = script
+        self.feed = feed
+        self.runs_again = runs_again
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        done = self.feed.counts.get(id(self), 0)
+        self.feed.counts[id(self)] = done + 1
+        if done >= len(self.script):
+            if self.runs_again:
+                return self.forward(*args, **kwargs)
+            # Checkpointing calls a module once more during the backward pass.
+            done %= len(self.script)
+        place = self.script[done]
+        return self.forward(*args, **kwargs) if place is None else self.feed.output(place)
+
+
+class _Root:
+    """The forward of the live part: takes the wires, then runs the network's own forward.
+
+    The user's hooks on the network itself see the network's own arguments.
+    """
+
+    def __init__(self, live: nn.Module, feed: _Feed) -> None:
+        self.live = live
+        self.feed = feed
+        self.forward = live.__dict__.get("forward")
+        self.before = [
+            (hook, key in live._forward_pre_hooks_with_kwargs) for key, hook in live._forward_pre_hooks.items()
+        ]
+        self.after = [(hook, key in live._forward_hooks_with_kwargs) for key, hook in live._forward_hooks.items()]
+        _clear_hooks(live)
+
+    def __call__(self, *wires: torch.Tensor) -> Any:
+        self.feed.take(wires)
+        args, kwargs = self._hooked_inputs(*self.feed.inputs())
+        with plain_torch():
+            output = (
+                self.forward(*args, **kwargs) if self.forward else type(self.live).forward(self.live, *args, **kwargs)
+            )
+        for hook, wants_kwargs in self.after:
+            changed = hook(self.live, args, kwargs, output) if wants_kwargs else hook(self.live, args, output)
+            output = output if changed is None else changed
+        return output
+
+    def _hooked_inputs(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        for hook, wants_kwargs in self.before:
+            changed = hook(self.live, args, kwargs) if wants_kwargs else hook(self.live, args)
+            if changed is not None:
+                args, kwargs = changed if wants_kwargs else (_as_tuple(changed), kwargs)
+        return args, kwargs
+
+
+def _as_tuple(value: Any) -> tuple[Any, ...]:
+    return value if isinstance(value, tuple) else (value,)
