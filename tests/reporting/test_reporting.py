@@ -1,0 +1,231 @@
+"""The report is one offline file in which every name is text."""
+
+import json
+import re
+import subprocess
+import sys
+from html.parser import HTMLParser
+
+import pytest
+
+from frostline.errors import NotWritable
+from frostline.records import DataSummary
+from frostline.reporting import render
+
+HOSTILE = (
+    "<script>alert(1)</script>",
+    "</script><script>alert(2)</script>",
+    "<!--<script>",
+    '"><img src=x onerror=alert(3)>',
+    "{{ 7 * 7 }}",
+    "@frozen",
+    "&lt;b&gt;",
+    "$x^2$",
+    "line\nbreak\x00\x1b[31m",
+    "Ünïcödé 猫 عربي",
+)
+VOID = {"meta", "link", "br", "img", "input", "hr"}
+
+
+class Outline(HTMLParser):
+    """What a browser would make of a page: its elements, and whether each one is closed."""
+
+    def __init__(self):
+        super().__init__()
+        self.found, self.open, self.text, self.scripts = [], [], [], []
+
+    def handle_starttag(self, tag, attrs):
+        self.found.append((tag, dict(attrs)))
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        inside = self.open[-1] if self.open else ""
+        (self.scripts if inside == "script" else self.text).append(data)
+
+    def all(self, tag):
+        return [attrs for name, attrs in self.found if name == tag]
+
+
+def outline_of(evidence, tmp_path):
+    outline = Outline()
+    outline.feed(render(evidence, tmp_path / "report.html").read_text("utf-8"))
+    outline.close()
+    return outline
+
+
+@pytest.fixture(scope="module")
+def hostile_evidence(fake_evidence):
+    evidence = fake_evidence(HOSTILE)
+    bad = HOSTILE[1]
+    return evidence.model_copy(
+        update={
+            "data": DataSummary(
+                name=bad,
+                classes=HOSTILE,
+                counts=evidence.data.counts,
+                duplicates=((bad, "b.png"),),
+                conflicts=((bad, "b.png"),),
+                skipped=((bad, bad),),
+            ),
+            "source": evidence.source.model_copy(update={"name": bad}),
+            "choice": evidence.choice.model_copy(update={"stage_name": bad, "reason": bad, "rule": bad}),
+            "arguments": (("depth", bad),),
+            "delta": evidence.delta.model_copy(update={"file": f"runs/{bad}/delta.safetensors"}),
+        }
+    )
+
+
+def test_report_is_one_file_under_eight_megabytes(fake_evidence, tmp_path):
+    file = render(fake_evidence(), tmp_path / "report.html")
+
+    assert [path.name for path in tmp_path.iterdir()] == ["report.html"]
+    assert file.stat().st_size < 8_000_000
+
+
+@pytest.mark.parametrize("classes", [2, 136, 1000])
+def test_report_stays_small_for_any_number_of_classes(fake_evidence, tmp_path, classes):
+    names = tuple(f"a class with a rather long name {k}" for k in range(classes))
+
+    file = render(fake_evidence(names), tmp_path / "report.html")
+
+    assert file.stat().st_size < 8_000_000
+
+
+def test_equal_evidence_gives_equal_bytes(fake_evidence, tmp_path):
+    one, two = (render(fake_evidence(), tmp_path / name).read_bytes() for name in ("one.html", "two.html"))
+
+    assert one == two
+
+
+def test_names_are_text_and_make_no_element(fake_evidence, hostile_evidence, tmp_path):
+    tame = outline_of(fake_evidence(tuple("abcdefghij")), tmp_path)
+    hostile = outline_of(hostile_evidence, tmp_path)
+
+    assert len(hostile.all("script")) == len(tame.all("script")) == 3
+    assert not hostile.all("img")
+    assert hostile.open == []
+    written = "".join(hostile.text)
+    for name in HOSTILE[:7]:
+        assert name in written
+
+
+def test_no_element_has_a_handler_in_its_attributes(hostile_evidence, tmp_path):
+    outline = outline_of(hostile_evidence, tmp_path)
+
+    assert not [name for _, attrs in outline.found for name in attrs if name.startswith("on")]
+
+
+def test_figures_are_json_that_cannot_leave_its_script(hostile_evidence, tmp_path):
+    text = render(hostile_evidence, tmp_path / "report.html").read_text("utf-8")
+
+    block = re.search(r'<script type="application/json" id="figures">(.*?)</script>', text, flags=re.DOTALL)[1]
+
+    assert not set(block) & set("<>&")
+    figures = json.loads(block)["figures"]
+    assert figures["confusion"]["data"][0]["y"][0].startswith("&lt;script&gt;")
+
+
+def test_policy_of_the_page_lets_nothing_be_fetched(fake_evidence, tmp_path):
+    outline = outline_of(fake_evidence(), tmp_path)
+
+    policy = next(attrs["content"] for attrs in outline.all("meta") if "content-security-policy" in str(attrs).lower())
+
+    assert "default-src 'none'" in policy
+    assert "'unsafe-inline'" not in policy.split("script-src")[1].split(";")[0]
+    assert not [attrs for attrs in outline.all("script") if "src" in attrs]
+    assert all(attrs["href"].startswith(("#", "data:")) for tag in ("a", "link") for attrs in outline.all(tag))
+
+
+def test_page_is_told_to_those_who_cannot_see_it(fake_evidence, tmp_path):
+    outline = outline_of(fake_evidence(), tmp_path)
+
+    assert outline.all("html")[0]["lang"] == "en"
+    assert len(outline.all("h1")) == 1
+    assert len(outline.all("caption")) == len(outline.all("table"))
+    plots = [attrs for attrs in outline.all("div") if "plot" in attrs.get("class", "").split()]
+    assert len(plots) == 4
+    assert all(attrs["role"] == "img" and len(attrs["aria-label"]) > 40 for attrs in plots)
+
+
+def test_headings_skip_no_level(fake_evidence, tmp_path):
+    levels = [int(tag[1]) for tag, _ in outline_of(fake_evidence(), tmp_path).found if re.fullmatch("h[1-6]", tag)]
+
+    assert all(after <= before + 1 for before, after in zip([0, *levels], levels, strict=False))
+
+
+def test_every_reference_inside_the_page_leads_somewhere(fake_evidence, tmp_path):
+    outline = outline_of(fake_evidence(), tmp_path)
+    ids = [attrs["id"] for _, attrs in outline.found if "id" in attrs]
+
+    assert len(ids) == len(set(ids))
+    asked = [attrs["href"][1:] for attrs in outline.all("a")]
+    asked += [attrs[name] for _, attrs in outline.found for name in ("aria-labelledby", "data-copy") if name in attrs]
+    assert set(asked) <= set(ids)
+
+
+@pytest.mark.parametrize("depth", [0, 1, 18])
+def test_report_of_an_extreme_choice_is_whole(fake_evidence, tmp_path, depth):
+    outline = outline_of(fake_evidence(depth=depth), tmp_path)
+
+    assert outline.open == []
+    assert len(outline.all("section")) == 9
+
+
+def test_report_without_votes_rivals_preprocessing_and_findings_is_whole(fake_evidence, tmp_path):
+    evidence = fake_evidence(failed=False)
+    bare = evidence.model_copy(
+        update={
+            "prior": evidence.prior.model_copy(update={"votes": (), "head": None}),
+            "choice": evidence.choice.model_copy(update={"rivals": ()}),
+            "preprocessing": None,
+            "data": evidence.data.model_copy(update={"duplicates": (), "conflicts": (), "skipped": ()}),
+        }
+    )
+
+    outline = outline_of(bare, tmp_path)
+
+    assert outline.open == []
+    assert "".join(outline.text).count("None.") == 3
+
+
+def test_names_that_are_no_text_on_any_disk_can_still_be_written(fake_evidence, tmp_path):
+    evidence = fake_evidence()
+    name = b"caf\xe9.png".decode("utf-8", "surrogateescape")
+    odd = evidence.model_copy(
+        update={
+            "data": evidence.data.model_copy(update={"skipped": ((name, "broken"),)}),
+            "choice": evidence.choice.model_copy(update={"reason": name}),
+        }
+    )
+
+    text = render(odd, tmp_path / "report.html").read_text("utf-8")
+
+    assert text.count("caf\\udce9.png") == 3
+
+
+def test_a_folder_that_cannot_be_written_is_refused(fake_evidence, tmp_path):
+    (tmp_path / "file").write_text("")
+
+    with pytest.raises(NotWritable):
+        render(fake_evidence(), tmp_path / "file" / "report.html")
+
+
+def test_render_does_not_load_torch(fake_evidence, tmp_path):
+    (tmp_path / "evidence.json").write_text(fake_evidence().model_dump_json(), "utf-8")
+    code = (
+        "import sys\n"
+        "from pathlib import Path\n"
+        "from frostline.records import Evidence\n"
+        "from frostline.reporting import render\n"
+        "render(Evidence.model_validate_json(Path('evidence.json').read_text('utf-8')), 'report.html')\n"
+        "print([name for name in ('torch', 'timm', 'sklearn', 'pandas') if name in sys.modules])\n"
+    )
+
+    found = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True)
+
+    assert found.stdout.strip() == "[]"
+    assert (tmp_path / "report.html").exists()
