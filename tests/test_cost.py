@@ -132,6 +132,14 @@ def test_a_module_that_returns_twice_ends_its_stage_at_the_last(hand):
     assert shares == (0.75, 0.25)
 
 
+def test_a_stage_that_an_earlier_one_outlasts_takes_nothing(hand):
+    again = slow(hand, 1)
+    net = nn.Sequential(again, slow(hand, 1), again, slow(hand, 1))
+
+    # The first stage's module returns once more, after the second stage's.
+    assert stage_seconds(net, (torch.zeros(1),), ("0", "1", "3")) == (0.75, 0.0, 0.25)
+
+
 def test_glue_after_the_head_belongs_to_the_last_stage(hand):
     net = nn.Sequential(slow(hand, 1), slow(hand, 1), slow(hand, 2))
 

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from frostline import engines
+from frostline.copies import plain_torch
 from frostline.engines import Compiled, compiled, filled, pick, relative_error
 from frostline.errors import BadArgument, MissingExtra
 
@@ -88,8 +89,9 @@ def test_torch_gives_the_bits_of_the_module_at_the_same_batch_shape(rows, channe
 @both
 @pytest.mark.parametrize("rows", [8, 3, 1])
 @pytest.mark.parametrize("channels_last", [False, True])
-def test_an_engine_gives_the_outputs_of_the_module(net, engine, rows, channels_last):
-    run = compiled(net, inputs(8), engine=engine)
+@pytest.mark.parametrize("example_channels_last", [False, True])
+def test_an_engine_gives_the_outputs_of_the_module(net, engine, rows, channels_last, example_channels_last):
+    run = compiled(net, inputs(8, channels_last=example_channels_last), engine=engine)
     some = inputs(rows, seed=1, channels_last=channels_last)
 
     outputs = run(some)
@@ -179,7 +181,7 @@ def test_attention_runs(engine):
 
     outputs = compiled(layer, example, engine=engine)(example)
 
-    with torch.no_grad(), engines.plain_attention():
+    with torch.no_grad(), plain_torch():
         assert relative_error(outputs, (layer(*example),)) < 1e-5
 
 

@@ -94,6 +94,26 @@ def test_a_failing_writer_leaves_the_old_file_and_no_litter(tmp_path):
     assert file.read_bytes() == b"old"
 
 
+def test_a_reader_of_the_old_file_never_sees_half_of_the_new(tmp_path):
+    file = tmp_path / "plan.json"
+    write_whole(file, b"old")
+
+    with file.open("rb") as reader:
+        write_whole(file, b"new")
+
+        assert reader.read() == b"old"
+
+
+def test_a_file_is_on_the_disk_before_it_gets_its_name(tmp_path, monkeypatch):
+    named = []
+    monkeypatch.setattr(files.os, "fsync", lambda handle: named.append((tmp_path / "plan.json").exists()))
+
+    write_whole(tmp_path / "plan.json", b"new")
+
+    # First the content, before the rename; then the folder, after it.
+    assert named == [False, True]
+
+
 def test_a_writer_function_writes_the_file(tmp_path):
     write_whole(tmp_path / "new" / "file", lambda out: out.write(b"whole"))
 

@@ -4,7 +4,6 @@ The file says which frozen tensors it must be laid upon: each has its digest in 
 wrong base is refused and the tensor that differs is named.
 """
 
-import copy
 import json
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from pathlib import Path
@@ -16,6 +15,7 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from frostline import fingerprint
+from frostline.copies import copy_of
 from frostline.errors import DeltaMismatch, NewerSchema
 from frostline.files import write_whole
 from frostline.records import Delta
@@ -128,7 +128,7 @@ def apply_delta(base: nn.Module, file: Path | str) -> nn.Module:
     if wrong := [key for key, digest in frozen.items() if _digest(key, there[key]) != digest]:
         of = f"{len(wrong)} of {len(frozen)} frozen tensors"
         _refuse(file, f"{of} of this network differ from those it was tuned on: {_few(wrong)}", wrong)
-    merged = _copy(base)
+    merged = copy_of(base)
     # Updated in place, since a state dict also carries the versions that modules look at on loading.
     state = merged.state_dict()
     state.update(laid)
@@ -254,18 +254,6 @@ def _few(keys: Collection[str], most: int = 3) -> str:
     shown = sorted(keys)
     more = f" and {len(shown) - most} more" if len(shown) > most else ""
     return ", ".join(map(repr, shown[:most])) + more
-
-
-def _copy(model: nn.Module) -> nn.Module:
-    """Copy a network, detaching what an eval forward with gradients may have left on its modules."""
-    # LeViT, TinyViT and EfficientFormer of timm keep attention biases with a graph, which deepcopy refuses.
-    memo: dict[int, Any] = {}
-    for module in model.modules():
-        for value in vars(module).values():
-            for held in value.values() if isinstance(value, dict) else [value]:
-                if isinstance(held, Tensor) and not held.is_leaf:
-                    memo[id(held)] = held.detach().clone()
-    return copy.deepcopy(model, memo)
 
 
 def _forget_cached(model: nn.Module) -> None:

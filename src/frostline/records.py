@@ -282,6 +282,7 @@ class Recipe(Record):
     Args:
         learning_rate: Peak rate of everything but the head.
         head_learning_rate: Peak rate of the head.
+        head_scale: Factor on the warm head at the start; 1 leaves it as calibrated.
         weight_decay: On weights of two or more dimensions; none on norms and biases.
         batch_size: B.
         schedule: "constant" for a race that is continued, "cosine" down to zero for a finish.
@@ -292,6 +293,7 @@ class Recipe(Record):
 
     learning_rate: float = 1e-3
     head_learning_rate: float = 1e-3
+    head_scale: float = 1.0
     weight_decay: float = 0.01
     batch_size: int = 32
     schedule: Literal["constant", "cosine"] = "cosine"
@@ -349,14 +351,16 @@ class Rates(Record):
 class Budget(Record):
     """What may be spent, in units of one full fine-tune, and what things cost in that unit.
 
-    One full fine-tune is `epochs` epochs at depth 0 of the training part.
+    One full fine-tune is `epochs` epochs at depth 0 of the training part. Prices are counted in
+    operations, never by the clock, so that a slow machine or a resumed run decides the same.
 
     Args:
         limit: The most that the run may cost.
-        reserve: Set aside for passes, proofs and scoring.
+        reserve: Set aside for passes, proofs and scoring the test part.
         epochs: E, the epochs of a full fine-tune.
         race_epochs: Epochs of one arm of the race.
-        live_shares: By depth: live share of a training step, the larger of FLOPs and seconds.
+        live_shares: By depth: share of the network's operations that lies above the cut.
+        scoring: What scoring the validation part adds to an epoch, as a share of that epoch.
     """
 
     limit: float
@@ -364,10 +368,11 @@ class Budget(Record):
     epochs: int
     race_epochs: int
     live_shares: tuple[float, ...]
+    scoring: float = 0.0
 
     def cost(self, depth: int, epochs: int) -> float:
-        """Cost of training that many epochs at that depth."""
-        return self.live_shares[depth] * epochs / self.epochs
+        """Cost of training that many epochs at that depth, each scored once."""
+        return self.live_shares[depth] * (1.0 + self.scoring) * epochs / self.epochs
 
 
 class Forecast(Record):

@@ -37,10 +37,10 @@ def split(model: nn.Module, graph: CutGraph, depth: int | str) -> "Split":
         BadArgument: The graph came from disk and holds no recording, or is of another network.
 
     Example:
-        >>> net = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3)).eval()
-        >>> x = torch.randn(2, 4)
         >>> import frostline as fl
-        >>> parts = split(net, fl.trace(net, x), -1)
+        >>> net = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3)).eval()
+        >>> x = torch.ones(2, 4)
+        >>> parts = fl.split(net, fl.trace(net, x), -1)
         >>> wires = parts.frozen(x)
         >>> torch.equal(parts.live(*wires), net(x)), list(parts.live.state_dict())
         (True, ['2.weight', '2.bias'])
@@ -50,7 +50,7 @@ def split(model: nn.Module, graph: CutGraph, depth: int | str) -> "Split":
     return Split(model, graph, found)
 
 
-def prove(model: nn.Module, graph: CutGraph, depth: int | str, example: Any) -> str | None:
+def prove(model: nn.Module, graph: CutGraph, depth: int | str, *, example: Any) -> str | None:
     """Try to catch a cut in a lie; say what differs, or None where nothing does.
 
     On a copy whose vectors are perturbed (networks start residual branches at zero), the live
@@ -65,10 +65,10 @@ def prove(model: nn.Module, graph: CutGraph, depth: int | str, example: Any) -> 
         example: As for `trace`; real samples prove more than noise.
 
     Example:
-        >>> net = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3))
         >>> import frostline as fl
-        >>> x = torch.randn(2, 4)
-        >>> prove(net, fl.trace(net, x), 1, x) is None
+        >>> net = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3))
+        >>> x = torch.ones(2, 4)
+        >>> fl.prove(net, fl.trace(net, x), 1, example=x) is None
         True
     """
     found = graph.resolve(depth)
@@ -94,8 +94,8 @@ class Split:
         depth: An open depth.
 
     Example:
-        >>> net = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3))
         >>> import frostline as fl
+        >>> net = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3))
         >>> type(fl.split(net, fl.trace(net, torch.ones(2, 4)), 1).merge()).__name__
         'Sequential'
     """
@@ -126,8 +126,8 @@ class Frozen:
         depth: An open depth.
 
     Example:
-        >>> net = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3))
         >>> import frostline as fl
+        >>> net = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3))
         >>> frozen = fl.split(net, fl.trace(net, torch.ones(2, 4)), 1).frozen
         >>> [wire.shape for wire in frozen(torch.ones(5, 4))], frozen.wires[0].name
         ([torch.Size([5, 8])], '1')
@@ -278,8 +278,11 @@ def _difference(model: nn.Module, graph: CutGraph, depth: int, example: Any) -> 
             why = _output_difference(expected, found) or _gradient_difference(whole, live, expected, found)
             return why or _train_mode_trouble(live, wires)
         except _OWN_ERRORS as error:
-            lines = str(error).splitlines() or [""]
-            return f"its own code fails on stand-ins with {type(error).__name__}: {lines[0][:120]}"
+            return f"its own code fails on stand-ins with {type(error).__name__}: {_first_line(error)}"
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [""])[0][:120]
 
 
 def _perturbed(model: nn.Module) -> nn.Module:
@@ -332,7 +335,10 @@ def _gradient_difference(
     if not places:
         return None
     directions = [torch.randn(expected[place].shape, generator=generator).to(expected[place]) for place in places]
-    torch.autograd.backward([expected[place] for place in places], directions)
+    try:
+        torch.autograd.backward([expected[place] for place in places], directions)
+    except RuntimeError as error:
+        return f"the network itself cannot be trained in eval mode: {_first_line(error)}"
     torch.autograd.backward([found[place] for place in places], directions)
     theirs = dict(whole.named_parameters())
     for name, weight in live.named_parameters():

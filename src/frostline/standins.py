@@ -1,5 +1,6 @@
 """The network's own copy in which what is frozen gives back what was recorded and computes nothing."""
 
+import copy
 import math
 from collections.abc import Callable, Collection, Sequence
 from typing import Any, NamedTuple
@@ -8,6 +9,7 @@ import torch
 from torch import nn
 
 from frostline.copies import copy_of, plain_torch
+from frostline.errors import BadArgument
 from frostline.recording import Layout, Point, Recording, Size, dense_stride
 from frostline.trees import rebuild
 
@@ -22,7 +24,7 @@ def with_stand_ins(model: nn.Module, recording: Recording, depth: int, fill: flo
     Args:
         model: The network.
         recording: Of its watched pass.
-        depth: Number of frozen stages, at least 1.
+        depth: Number of frozen stages; at 0 everything is live and the wires are the inputs.
         fill: What stands for every float value that is not kept; NaN shows that none is read.
     """
     point = recording.points[depth]
@@ -54,12 +56,13 @@ def frozen_names(recording: Recording, depth: int) -> set[str]:
 
 
 def _read_by_glue(recording: Recording, point: Point, outer: Collection[int]) -> set[str]:
-    """Names that are read below the cut by code that the live part runs again."""
+    """Names that are read below the cut, and again by code that the live part runs."""
     spans = [(recording.calls[place].start, recording.calls[place].end) for place in outer]
     return {
         name
         for name, moments in recording.reads.items()
-        if any(at <= point.moment and not any(start < at <= end for start, end in spans) for at in moments)
+        if moments and min(moments) <= point.moment
+        if any(not any(start < at <= end for start, end in spans) for at in moments)
     }
 
 
@@ -69,11 +72,11 @@ def _take_out(live: nn.Module, feed: "_Feed", frozen: Collection[str], by_glue: 
         for table, is_weight in ((module._parameters, True), (module._buffers, False)):
             for name in [name for name, tensor in table.items() if tensor is not None]:
                 full = f"{prefix}.{name}" if prefix else name
-                if full not in frozen:
-                    continue
                 if not is_weight and full in by_glue:
                     # Position numbers and rotary tables: derived values need them, the delta does not.
                     module._non_persistent_buffers_set.add(name)
+                    continue
+                if full not in frozen:
                     continue
                 tensor = table.pop(name)
                 assert tensor is not None
@@ -117,16 +120,33 @@ class _Feed:
         self.places: list[_Place] = []
         self.wires: list[torch.Tensor] = []
         self.batch = 0
+        self._given: Sequence[torch.Tensor] = ()
+        self._rewritten = _rewritten(recording, point)
         self.device: torch.device | None = None
         self.counts: dict[int, int] = {}
         self._assembled: dict[int, torch.Tensor] = {}
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> "_Feed":
+        # A copy of a live part has its own modules; the wires of the last call are nothing it needs.
+        fresh = _Feed(self.recording, self.point, self.fill, is_dense=self.is_dense)
+        memo[id(self)] = fresh
+        fresh.places = copy.deepcopy(self.places, memo)
+        return fresh
+
     def take(self, wires: Sequence[torch.Tensor]) -> None:
         """Take the wires of one call; they are copied, so that in-place operations leave the caller's alone."""
         stored = self.point.stored
+        if len(wires) != len(stored):
+            raise BadArgument(
+                f"BadArgument: the live part was given {len(wires)} tensors; {len(stored)} wires cross this cut. "
+                "Give it what the frozen part returns, `live(*wires)`.",
+                found=len(wires),
+                needed=len(stored),
+            )
         axis = stored[0].layout.batch_axis or 0
         self.batch = wires[0].shape[axis] // max(1, stored[0].layout.shape[axis].each)
         self.wires = [_laid_as(item.layout, wire, self.batch) for item, wire in zip(stored, wires, strict=True)]
+        self._given = wires
         self.counts.clear()
         self._assembled.clear()
         if self.device != wires[0].device:
@@ -147,6 +167,8 @@ class _Feed:
     def output(self, place: int) -> Any:
         """What that call returned when it was watched, in its own types."""
         call = self.recording.calls[place]
+        for number in self._rewritten.get(place, ()):
+            self.wires[number].copy_(self._given[number])
         new = [self._leaf(leaf, key) for leaf, key in zip(call.leaves, call.storages, strict=True)]
         return rebuild(call.tree, iter(new))
 
@@ -198,6 +220,25 @@ class _Feed:
         for item, wire in mine:
             whole.as_strided(*item.layout.at(self.batch)).copy_(wire)
         return whole
+
+
+def _rewritten(recording: Recording, point: Point) -> dict[int, list[int]]:
+    """By call, the wires that it gives again because code between the stand-ins has written into them.
+
+    In `y = conv(x); y += x; y = relu_(y)` the three values share their memory: what `conv` gives is
+    what `relu_` will give, until `+=` runs once more.
+    """
+    outer = [recording.calls[place] for place in recording.outer(point.moment)]
+    found: dict[int, list[int]] = {}
+    for number, item in enumerate(point.stored):
+        if item.call < 0:
+            continue
+        end = recording.calls[item.call].end
+        first = min(call.end for call in outer if item.storage in call.storages)
+        writes = [moment for moment in recording.storages[item.storage].writes if first < moment < end]
+        if any(not any(call.start < moment < call.end for call in outer) for moment in writes):
+            found.setdefault(item.call, []).append(number)
+    return found
 
 
 def _fits(shape: tuple[int, ...], stride: tuple[int, ...], offset: int, length: int) -> bool:

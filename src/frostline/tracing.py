@@ -32,8 +32,10 @@ def trace(model: nn.Module, example: Any) -> CutGraph:
         BadArgument: The example holds no sample.
 
     Example:
+        >>> import torch
+        >>> import frostline as fl
         >>> net = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 8), nn.Tanh(), nn.Linear(8, 3))
-        >>> graph = trace(net, torch.ones(2, 4))
+        >>> graph = fl.trace(net, torch.ones(2, 4))
         >>> [stage.name for stage in graph.stages], graph.open_depths
         (['1', '3', '4'], (0, 1, 2))
     """

@@ -45,7 +45,8 @@ def rebuild(tree: Any, new: Iterator[Any]) -> Any:
         case dict() if dataclasses.is_dataclass(tree):
             return type(tree)(**dict(made))
         case dict():
-            fresh = copy.copy(tree)
+            # A subclass may need more than its items to be made; a copy of one that is plain stops a compiler.
+            fresh = {} if type(tree) is dict else copy.copy(tree)
             fresh.update(made)
             return fresh
         case tuple() if hasattr(tree, "_fields"):

@@ -1,0 +1,510 @@
+"""The command line: each subcommand is one public function, with its name and its arguments.
+
+Results go to stdout, progress and notes to stderr. Exit codes: 0 done, 1 a `FrostlineError`,
+2 usage, 130 interrupted and resumable.
+"""
+
+import csv
+import hashlib
+import json
+import logging
+import re
+import sys
+import time
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any, TextIO
+
+import typer
+from rich.console import Console, RenderableType
+from rich.filesize import decimal
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+import frostline as fl
+
+app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
+
+
+class Engine(StrEnum):
+    """What runs the frozen part."""
+
+    auto = "auto"
+    openvino = "openvino"
+    torch = "torch"
+
+
+class Format(StrEnum):
+    """How predictions are written."""
+
+    csv = "csv"
+    json = "json"
+
+
+Data = Annotated[
+    str, typer.Argument(help="Folder with a folder per class, csv or parquet manifest (path, label), or Hub name.")
+]
+Model = Annotated[
+    str, typer.Option(help="efficientnet_lite0 (no download), timm:NAME, torchvision:NAME or FILE.py:FUNCTION.")
+]
+Depth = Annotated[str, typer.Option(help="How many initial stages to freeze: auto, a number, or a stage's name.")]
+Spend = Annotated[float, typer.Option(help="The most that the run may cost, in full fine-tunes.")]
+ImageSize = Annotated[int | None, typer.Option(help="Side of the pictures, in pixels. Default: the network's own.")]
+Views = Annotated[int, typer.Option(help="Stored views of each training picture: 1 is the plain picture.")]
+Epochs = Annotated[int | None, typer.Option(help="Epochs of a full fine-tune. Default: chosen by the plan.")]
+Seed = Annotated[int, typer.Option(help="Of the split, the new head and the order of the samples.")]
+Valid = Annotated[float, typer.Option(help="Share kept for validation, where the data has no such part.")]
+Test = Annotated[float, typer.Option(help="Share kept for the test, where the data has no such part.")]
+Runner = Annotated[Engine, typer.Option(help="What runs the frozen part.")]
+Weights = Annotated[
+    Path | None, typer.Option(help="Local weights (.safetensors or .pth) in place of the network's own.")
+]
+SkipBad = Annotated[bool, typer.Option("--skip-bad", help="Go on without the pictures that cannot be read.")]
+Out = Annotated[Path | None, typer.Option(help="Run folder. Default: runs/NAME-DIGITS, from the data and the options.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print the record as JSON, and nothing else, on stdout.")]
+Run = Annotated[Path, typer.Argument(help="Folder of a finished run.")]
+
+
+def main() -> None:
+    """Run the command that was typed; the entry point of the package."""
+    app(prog_name="frostline")
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        print(f"frostline {fl.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def frostline(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    """Find how many initial layers of a pretrained network to freeze, and train only the rest."""
+
+
+@app.command()
+def fit(
+    data: Data,
+    model: Model = "efficientnet_lite0",
+    out: Out = None,
+    depth: Depth = "auto",
+    budget: Spend = 1.0,
+    image_size: ImageSize = None,
+    views: Views = 1,
+    epochs: Epochs = None,
+    seed: Seed = 0,
+    valid: Valid = 0.2,
+    test: Test = 0.2,
+    engine: Runner = Engine.auto,
+    weights: Weights = None,
+    skip_bad: SkipBad = False,
+    as_json: AsJson = False,
+) -> None:
+    """Find the freeze depth, fine-tune the rest, and write the evidence."""
+    reading = {"model": model, "image_size": image_size, "weights": weights, "valid": valid, "test": test}
+    training = {"depth": _depth(depth), "budget": budget, "epochs": epochs, "views": views, "engine": engine.value}
+    folder = out or default_out(data, seed=seed, skip_bad=skip_bad, **reading, **training)
+    with _screen() as screen:
+        task = fl.load_task(
+            data, **reading, seed=seed, skip_bad=skip_bad, folder=folder / "pictures", listener=screen.hear
+        )
+        for line in data_lines(task.summary):
+            screen.note(line)
+        listener = screen.hear_plan_of(folder, to=sys.stderr if as_json else sys.stdout)
+        result = fl.fit(task, **training, seed=seed, out=folder, listener=listener)
+    _print_result(result, as_json=as_json)
+
+
+@app.command()
+def look(
+    model: Annotated[str, typer.Argument(help="As for --model of fit.")],
+    image_size: ImageSize = None,
+    weights: Weights = None,
+    outputs: Annotated[int, typer.Option(help="Number of classes of the head.")] = 1000,
+    as_json: AsJson = False,
+) -> None:
+    """Show the stages of a network and what it costs to cut it after each."""
+    with _screen():
+        graph = fl.look(model, image_size=image_size, weights=weights, outputs=outputs)
+    if as_json:
+        print(graph.model_dump_json(indent=2))
+    else:
+        _print_tables([stage_table(graph)], sys.stdout)
+
+
+@app.command()
+def plan(
+    data: Data,
+    model: Model = "efficientnet_lite0",
+    depth: Depth = "auto",
+    budget: Spend = 1.0,
+    image_size: ImageSize = None,
+    views: Views = 1,
+    epochs: Epochs = None,
+    seed: Seed = 0,
+    valid: Valid = 0.2,
+    test: Test = 0.2,
+    engine: Runner = Engine.auto,
+    weights: Weights = None,
+    skip_bad: SkipBad = False,
+    as_json: AsJson = False,
+) -> None:
+    """Predict what each depth would cost, without training anything."""
+    reading = {"model": model, "image_size": image_size, "weights": weights, "valid": valid, "test": test}
+    training = {"depth": _depth(depth), "budget": budget, "epochs": epochs, "views": views, "engine": engine.value}
+    with _screen() as screen:
+        task = fl.load_task(data, **reading, seed=seed, skip_bad=skip_bad, listener=screen.hear)
+        for line in data_lines(task.summary):
+            screen.note(line)
+        planned = fl.plan(task, **training, seed=seed, listener=screen.hear)
+    if as_json:
+        print(planned.model_dump_json(indent=2))
+    else:
+        _print_tables(plan_tables(planned.model_dump()), sys.stdout)
+
+
+@app.command()
+def predict(
+    run: Run,
+    paths: Annotated[list[Path], typer.Argument(help="Pictures, or folders of pictures.")],
+    batch_size: Annotated[int, typer.Option(help="Pictures read at once.")] = 32,
+    format: Annotated[Format, typer.Option(help="How to write the predictions.")] = Format.csv,
+    as_json: AsJson = False,
+) -> None:
+    """Name the class of each picture, with its probability."""
+    with _screen() as screen:
+        predictions = fl.predict(run, paths, batch_size=batch_size, listener=screen.hear)
+    if as_json or format is Format.json:
+        print(json.dumps([prediction.model_dump(mode="json") for prediction in predictions], indent=2))
+        return
+    rows = csv.writer(sys.stdout, lineterminator="\n")
+    rows.writerow(["path", "label", "probability"])
+    for prediction in predictions:
+        rows.writerow([writable(prediction.path), writable(prediction.label), f"{prediction.probability:.6f}"])
+
+
+@app.command()
+def report(run: Run, as_json: AsJson = False) -> None:
+    """Write the report of a finished run again, from its evidence."""
+    with _screen():
+        file = fl.report(run)
+    print(json.dumps({"report": str(file)}, indent=2) if as_json else writable(str(file)))
+
+
+@app.command()
+def demo(out: Out = None, as_json: AsJson = False) -> None:
+    """Fit scikit-learn's handwritten digits and say where the report is."""
+    folder = out or Path("runs") / "demo"
+    with _screen() as screen:
+        listener = screen.hear_plan_of(folder / "run", to=sys.stderr if as_json else sys.stdout)
+        result = fl.demo(folder, listener=listener)
+    _print_result(result, as_json=as_json)
+
+
+def default_out(data: str, **arguments: object) -> Path:
+    """Name the run folder after the data and the arguments.
+
+    The same command finds its own folder again and resumes; another one gets another folder.
+
+    Args:
+        data: As the user named it.
+        arguments: Everything that changes the run.
+
+    Returns:
+        `runs/NAME-DIGITS`, relative to the working folder.
+
+    Example:
+        >>> from frostline.cli import default_out
+        >>> default_out("photos", seed=0) == default_out("photos/", seed=0) != default_out("photos", seed=1)
+        True
+    """
+    place = Path(data)
+    named = str(place.resolve() if place.exists() else place)
+    text = json.dumps([named, sorted((name, str(value)) for name, value in arguments.items())])
+    stem = Path(named).stem if place.is_file() else Path(named).name
+    name = re.sub(r"[^\w.-]+", "_", stem) or "data"
+    return Path("runs") / f"{name}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
+
+
+def _depth(text: str) -> int | str:
+    return int(text) if text.lstrip("-").isdecimal() else text
+
+
+# --- what is printed --------------------------------------------------------------------------
+
+
+def writable(text: str) -> str:
+    """Text that any stream can take: undecodable bytes of a file name and control characters escaped.
+
+    Example:
+        >>> from frostline.cli import writable
+        >>> writable("caf\\u00e9 \\x1b[31m")
+        'café \\\\x1b[31m'
+    """
+    return "".join(char if char.isprintable() or char in "\n\t" else ascii(char)[1:-1] for char in text)
+
+
+def duration(seconds: float) -> str:
+    """Seconds as a person says them.
+
+    Example:
+        >>> from frostline.cli import duration
+        >>> duration(0.42), duration(59.6), duration(200), duration(7300)
+        ('0.4 s', '60 s', '3 min 20 s', '2 h 1 min')
+    """
+    if seconds < 10:
+        return f"{seconds:.1f} s"
+    whole = round(seconds)
+    if whole <= 120:
+        return f"{whole} s"
+    minutes, rest = divmod(whole, 60)
+    return f"{minutes} min {rest} s" if minutes < 120 else f"{minutes // 60} h {minutes % 60} min"
+
+
+def data_lines(summary: Any) -> Iterator[str]:
+    """Say what was read, and what about it the user should know."""
+    if summary is None:
+        return
+    train, valid, test = (sum(counts) for counts in zip(*summary.counts, strict=True))
+    yield (
+        f"{summary.name}: {train + valid + test:,} samples of {len(summary.classes)} classes "
+        f"({train:,} train, {valid:,} validation, {test:,} test)"
+    )
+    if summary.duplicates:
+        yield f"{len(summary.duplicates)} groups of files have the same bytes; each stays in one part: " + _groups(
+            summary.duplicates
+        )
+    if summary.conflicts:
+        yield f"{len(summary.conflicts)} of them carry more than one label, so one is wrong: " + _groups(
+            summary.conflicts
+        )
+    if summary.skipped:
+        yield f"{len(summary.skipped)} files were skipped:"
+        yield from (f"  {path}: {reason}" for path, reason in summary.skipped)
+
+
+def _groups(groups: Sequence[Sequence[str]]) -> str:
+    shown = "; ".join(" = ".join(group) for group in groups[:3])
+    return shown + (f"; and {len(groups) - 3} more (the report lists them)" if len(groups) > 3 else "")
+
+
+def stage_table(graph: Any) -> Table:
+    """Lay out a traced network, one line a stage."""
+    table = _table(f"{graph.model}: --depth N freezes stages 1 to N")
+    for title in ("stage", "name", "parameters", "FLOPs", "kept a sample", "cut after it"):
+        table.add_column(title, justify="left" if title in ("name", "cut after it") else "right", overflow="fold")
+    entry = graph.cuts[0]
+    table.add_row("0", "(the input)", "", "", decimal(entry.bytes_per_sample), entry.blocked or "open")
+    for number, stage in enumerate(graph.stages, start=1):
+        share = f"{100 * stage.flops / max(1, graph.flops):.1f} %"
+        row = [str(number), writable(stage.name), f"{stage.parameters:,}", share]
+        if number <= graph.max_depth:
+            cut = graph.cuts[number]
+            table.add_row(*row, decimal(cut.bytes_per_sample), writable(cut.blocked or "open"))
+        else:
+            table.add_row(*row, "", "the head, always live")
+    return table
+
+
+def plan_tables(plan: Mapping[str, Any]) -> list[RenderableType]:
+    """Lay out a plan: one line a depth, then what all of it will cost at most."""
+    table = _table("The plan: predicted cost of each depth")
+    columns = ("depth", "frozen up to", "trained", "store", "store fills in", "training", "full fine-tunes", "probe")
+    for title in (*columns, "tried"):
+        table.add_column(title, justify="left" if title == "frozen up to" else "right", overflow="fold")
+    for forecast in plan["forecasts"]:
+        probe = forecast["accuracy"]
+        table.add_row(
+            str(forecast["depth"]),
+            writable(forecast["stage_name"]),
+            f"{forecast['parameters']:,}",
+            decimal(forecast["store_bytes"]),
+            duration(forecast["store_seconds"]),
+            duration(forecast["train_seconds"]),
+            f"{forecast['full_finetunes']:.2f}",
+            "" if probe is None else f"{probe:.3f}",
+            "yes" if forecast["is_candidate"] else "",
+        )
+    budget, engine = plan["budget"], plan["rates"]["engine"]
+    lines = [
+        f"At most {duration(plan['seconds'])} and {decimal(plan['store_bytes'])} of disk; budget "
+        f"{budget['limit']:.2f} full fine-tunes, of {budget['epochs']} epochs and "
+        f"{duration(plan['full_finetune_seconds'])} each.",
+        f"Frozen part: {engine['engine']}, {engine['precision']}. {engine['why']}".rstrip(),
+        "probe: leave-one-out accuracy of a linear fit to what each depth computes; it says little of training.",
+        *plan["notes"],
+    ]
+    return [table, *(writable(line) for line in lines)]
+
+
+def _table(title: str) -> Table:
+    return Table(title=writable(title), title_justify="left", box=None, pad_edge=False)
+
+
+def _print_tables(parts: Sequence[RenderableType], stream: TextIO) -> None:
+    # A pipe has no width: 80 columns would fold names that a later `grep` looks for.
+    console = Console(file=stream, width=None if stream.isatty() else 1000, markup=False, highlight=False, emoji=False)
+    for part in parts:
+        console.print(part, soft_wrap=isinstance(part, str))
+
+
+def _print_result(result: Any, *, as_json: bool) -> None:
+    if as_json:
+        print(json.dumps(result.summary(), indent=2))
+        return
+    choice, test, cost = result.choice, result.test, result.cost
+    print(f"Depth {choice.depth} of {choice.max_depth}, frozen up to {writable(choice.stage_name)}.")
+    print(writable(choice.reason))
+    print(
+        f"Test accuracy {test.accuracy:.3f} (95 % interval {test.low:.3f} to {test.high:.3f}, {test.samples:,} samples)"
+    )
+    print(
+        f"Cost {cost.share_seconds:.2f} full fine-tunes by seconds ({duration(cost.seconds)}), "
+        f"{cost.share_flops:.2f} by counted operations"
+    )
+    print(f"Report {writable(str(result.report))}")
+
+
+# --- what is drawn while it runs --------------------------------------------------------------
+
+
+@contextmanager
+def _screen() -> Iterator["Screen"]:
+    screen = Screen()
+    try:
+        with screen.drawn():
+            yield screen
+    except fl.FrostlineError as error:
+        screen.note(str(error))
+        raise typer.Exit(1) from error
+    except KeyboardInterrupt as error:
+        screen.note("Interrupted. Start the same command again to go on from what is finished.")
+        raise typer.Exit(130) from error
+
+
+class Screen:
+    """Draws events on stderr: a bar with the remaining time, or a few lines where that is no terminal.
+
+    Args:
+        seconds_between_lines: Least time between two plain lines of one phase.
+        clock: Tells the time in seconds.
+
+    Example:
+        >>> from frostline.cli import Screen
+        >>> screen = Screen()
+        >>> with screen.drawn():
+        ...     screen.hear(fl.Event(phase="store", done=1, total=4, unit="rows"))
+    """
+
+    def __init__(self, *, seconds_between_lines: float = 10.0, clock: Callable[[], float] = time.monotonic) -> None:
+        self._console = Console(stderr=True, markup=False, highlight=False, emoji=False)
+        # Rich would send what goes to stdout to stderr while a bar is drawn, and a pipe would miss it.
+        self._bars = Progress(
+            TextColumn("{task.description}", markup=False),
+            BarColumn(),
+            TextColumn("{task.fields[count]}", markup=False),
+            TimeRemainingColumn(compact=True),
+            console=self._console,
+            transient=True,
+            redirect_stdout=False,
+            redirect_stderr=False,
+        )
+        self._bar: TaskID | None = None
+        self._phase = ""
+        self._seconds_between_lines = seconds_between_lines
+        self._clock = clock
+        self._last_line = 0.0
+
+    @contextmanager
+    def drawn(self) -> Iterator[None]:
+        """Draw from here on, with frostline's own warnings and log lines among the progress."""
+        lines = _LogLines(self)
+        logger = logging.getLogger("frostline")
+        level = logger.level
+        logger.addHandler(lines)
+        logger.setLevel(logging.INFO)
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                warnings.filterwarnings("default", module=r"frostline(\.|$)")
+                warnings.showwarning = self._warned
+                if self._console.is_terminal:
+                    self._bars.start()
+                    self._start_bar("start", "loading the libraries")
+                yield
+        finally:
+            if self._console.is_terminal:
+                self._bars.stop()
+            logger.setLevel(level)
+            logger.removeHandler(lines)
+
+    def hear(self, event: Any) -> None:
+        """Draw one event."""
+        title = f"{event.phase}: {event.note}" if event.note else str(event.phase)
+        count = f"{event.done:,} of {event.total:,} {event.unit}".rstrip() if event.total else ""
+        if event.value is not None:
+            count = f"{count}  {event.value:.4g}".lstrip()
+        if not self._console.is_terminal:
+            self._hear_as_lines(event.phase, ", ".join(filter(None, (title, count))))
+            return
+        if event.phase != self._phase or event.done == 0:
+            self._start_bar(event.phase, title)
+        if self._bar is not None:
+            self._bars.update(
+                self._bar, description=writable(title), completed=event.done, total=event.total or None, count=count
+            )
+
+    def hear_plan_of(self, run: Path, *, to: TextIO) -> Callable[[Any], None]:
+        """A listener that draws every event, and prints the run's plan as soon as there is one."""
+
+        def hear(event: Any) -> None:
+            self.hear(event)
+            if (event.phase, event.note) == ("measure", "plan written"):
+                self.show(plan_tables(json.loads((run / "plan.json").read_text("utf-8"))), to=to)
+
+        return hear
+
+    def note(self, text: str) -> None:
+        """Write a line above the bars."""
+        self._console.print(writable(text), soft_wrap=True)
+
+    def show(self, parts: Sequence[RenderableType], *, to: TextIO) -> None:
+        """Print tables while a bar is drawn, without the two running into each other."""
+        if not self._console.is_terminal:
+            _print_tables(parts, to)
+            return
+        self._bars.stop()
+        _print_tables(parts, to)
+        to.flush()
+        self._bars.start()
+
+    def _start_bar(self, phase: str, title: str) -> None:
+        if self._bar is not None:
+            self._bars.remove_task(self._bar)
+        self._phase = phase
+        self._bar = self._bars.add_task(writable(title), total=None, count="")
+
+    def _hear_as_lines(self, phase: str, line: str) -> None:
+        now = self._clock()
+        if phase == self._phase and now - self._last_line < self._seconds_between_lines:
+            return
+        self._phase, self._last_line = phase, now
+        self.note(line)
+
+    def _warned(self, message: Warning | str, *_: object, **__: object) -> None:
+        self.note(f"Warning: {message}")
+
+
+class _LogLines(logging.Handler):
+    def __init__(self, screen: Screen) -> None:
+        super().__init__()
+        self._screen = screen
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self._screen.note(record.getMessage())

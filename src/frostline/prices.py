@@ -1,0 +1,208 @@
+"""What things cost: counted in operations for decisions, in seconds and bytes for people to read."""
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from frostline.records import Budget, CutGraph, Forecast, Rates, Recipe
+
+OVERHEAD = 0.05
+"""Share of a full fine-tune set aside for what is not counted in operations: trace, proofs, timing."""
+
+TIMED_STEPS = 6
+"""Steps with nothing frozen that are timed before the plan, warming up included."""
+
+
+CHEAP = 0.05
+"""Live share up to which a depth is trained to the end in any case; head only nearly always is."""
+
+
+class Race(NamedTuple):
+    """What is compared by short trainings: depths from the shallowest, rates in the order of trial.
+
+    Example:
+        >>> Race(depths=(3, 7, 18), rates=(1e-3, 3e-4), epochs=2).depths
+        (3, 7, 18)
+    """
+
+    depths: tuple[int, ...]
+    rates: tuple[float, ...]
+    epochs: int
+
+
+def middle_of(depths: Sequence[int]) -> int:
+    """The depth at which learning rates are raced: the middle one of those that train more than the head.
+
+    Args:
+        depths: Depths that will be tried, from the shallowest.
+
+    Returns:
+        One of them.
+
+    Example:
+        >>> middle_of((3, 7, 11, 18)), middle_of((7, 18)), middle_of((18,))
+        (7, 7, 18)
+    """
+    inner = depths[:-1] or depths
+    return inner[len(inner) // 2]
+
+
+def most_cost(budget: Budget, race: Race, finish: int) -> float:
+    """The most that a race and a finish of that many epochs cost, whoever wins.
+
+    Args:
+        budget: The prices.
+        race: What is compared.
+        finish: Epochs for which the winner goes on.
+
+    Returns:
+        Cost in full fine-tunes, the reserve included.
+
+    Example:
+        >>> budget = Budget(limit=1.0, reserve=0.1, epochs=10, race_epochs=1, live_shares=(1.0, 0.5, 0.0))
+        >>> round(most_cost(budget, Race((1, 2), (1e-3, 3e-4), 1), 4), 3)
+        0.4
+    """
+    cheap = [d for d in race.depths if budget.live_shares[d] <= CHEAP]
+    dear = [d for d in race.depths if budget.live_shares[d] > CHEAP]
+    arms = [*race.depths, *[middle_of(race.depths)] * (len(race.rates) - 1)]
+    spent = budget.reserve + sum(budget.cost(d, race.epochs) for d in arms)
+    spent += sum(budget.cost(d, budget.epochs) for d in cheap)
+    return spent + max((budget.cost(d, finish) for d in dear), default=0.0)
+
+
+def affordable_epochs(left: float, depth: int, budget: Budget) -> int:
+    """Epochs that what is left pays for at this depth after the race, at most those planned.
+
+    Args:
+        left: What may still be spent, in full fine-tunes.
+        depth: Number of frozen stages.
+        budget: The prices.
+
+    Returns:
+        A number from 0.
+
+    Example:
+        >>> budget = Budget(limit=1.0, reserve=0.1, epochs=10, race_epochs=1, live_shares=(1.0, 0.5, 0.0))
+        >>> affordable_epochs(0.3, 1, budget), affordable_epochs(0.3, 2, budget)
+        (6, 9)
+    """
+    most = budget.epochs - budget.race_epochs
+    price = budget.cost(depth, 1)
+    return most if price * most <= left else max(0, math.floor(left / price + 1e-9))
+
+
+class Prices:
+    """What one search costs, piece by piece.
+
+    Args:
+        graph: The network's stages and cuts.
+        rates: What this machine does in a second.
+        recipe: How every arm is trained; its batch size counts.
+        epochs: E, the epochs of a full fine-tune.
+        train_samples: N of the training part.
+        valid_samples: N of the validation part.
+        test_samples: N of the test part.
+        views: Stored views of each training sample.
+
+    Example:
+        >>> from frostline.records import Cut, CutGraph, EngineReport, Rates, Recipe, Stage
+        >>> stages = tuple(Stage(index=i, name=f"s{i}", keys=(), parameters=10, flops=100) for i in range(2))
+        >>> cuts = tuple(Cut(depth=d, name="", wires=(), bytes_per_sample=8) for d in range(2))
+        >>> rates = Rates(
+        ...     step_seconds=0.5,
+        ...     step_low=0.5,
+        ...     step_high=0.5,
+        ...     stage_seconds=(0.5, 0.5),
+        ...     score_seconds=0.0,
+        ...     engine=EngineReport(engine="torch", rows_per_second=100.0),
+        ...     threads=1,
+        ...     torch="2.8",
+        ... )
+        >>> prices = Prices(
+        ...     CutGraph(model="Net", batch=4, stages=stages, cuts=cuts),
+        ...     rates,
+        ...     Recipe(),
+        ...     epochs=10,
+        ...     train_samples=320,
+        ...     valid_samples=100,
+        ...     test_samples=100,
+        ...     views=1,
+        ... )
+        >>> prices.full_seconds, prices.epoch_seconds(1), prices.store_bytes(1)
+        (50.0, 2.5, 3360)
+    """
+
+    def __init__(
+        self,
+        graph: CutGraph,
+        rates: Rates,
+        recipe: Recipe,
+        *,
+        epochs: int,
+        train_samples: int,
+        valid_samples: int,
+        test_samples: int,
+        views: int,
+    ) -> None:
+        self.graph = graph
+        self.rates = rates
+        self.recipe = recipe
+        self.epochs = epochs
+        self.train_samples = train_samples
+        self.valid_samples = valid_samples
+        self.test_samples = test_samples
+        self.rows = train_samples * views + valid_samples
+        self.steps = -(-train_samples // recipe.batch_size)
+        self.full_seconds = rates.step_seconds * self.steps * epochs
+
+    def budget(self, depths: Sequence[int], race_epochs: int, *, limit: float) -> Budget:
+        """The limit, and what passes, scoring and epochs cost, all counted in operations."""
+        live = tuple(1.0 - self.graph.frozen_share(d) for d in range(self.graph.max_depth + 1))
+        counted = self.train_samples + sum((1 - live[d]) * self.rows for d in depths)
+        counted += 2 * self.test_samples + TIMED_STEPS * 3 * self.recipe.batch_size
+        return Budget(
+            limit=limit,
+            reserve=counted / (3 * self.train_samples * self.epochs) + OVERHEAD,
+            epochs=self.epochs,
+            race_epochs=race_epochs,
+            live_shares=live,
+            scoring=self.valid_samples / (3 * self.train_samples),
+        )
+
+    def epoch_seconds(self, depth: int) -> float:
+        """Seconds to train one epoch and to score it."""
+        live = self.rates.live_seconds_share(depth)
+        return live * (self.rates.step_seconds * self.steps + self.rates.score_seconds * self.valid_samples)
+
+    def store_seconds(self, depth: int) -> float:
+        """Seconds to compute the kept rows once."""
+        rate = self.rates.engine.rows_per_second
+        return sum(self.rates.stage_seconds[:depth]) * self.rows / rate if rate else 0.0
+
+    def store_bytes(self, depth: int) -> int:
+        """Bytes of the kept rows; at depth 0 the samples themselves are read."""
+        return self.graph.cuts[depth].bytes_per_sample * self.rows if depth else 0
+
+    def forecast(self, depth: int, accuracy: float | None, *, is_candidate: bool) -> Forecast:
+        """What freezing that many stages costs."""
+        store, train = self.store_seconds(depth), self.epoch_seconds(depth) * self.epochs
+        return Forecast(
+            depth=depth,
+            stage_name=self.graph.stage_name(depth),
+            parameters=sum(stage.parameters for stage in self.graph.stages[depth:]),
+            store_bytes=self.store_bytes(depth),
+            store_seconds=store,
+            train_seconds=train,
+            full_finetunes=(store + train) / self.full_seconds if self.full_seconds else 0.0,
+            accuracy=accuracy,
+            is_candidate=is_candidate,
+        )
+
+    def search_seconds(self, race: Race, budget: Budget) -> float:
+        """Predicted seconds of the stores, the race and the dearest finish that the budget allows."""
+        arms = [*race.depths, *[middle_of(race.depths)] * (len(race.rates) - 1)]
+        raced = sum(self.epoch_seconds(d) for d in arms) * race.epochs
+        left = budget.limit - most_cost(budget, race, 0)
+        finishes = [self.epoch_seconds(d) * affordable_epochs(left, d, budget) for d in race.depths]
+        return sum(self.store_seconds(d) for d in race.depths) + raced + max(finishes)

@@ -1,0 +1,358 @@
+"""Votes before training: leave-one-out ridge on pooled features at every open cut, and the warm head."""
+
+import math
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple, final
+
+import torch
+from safetensors.torch import save
+from torch import nn
+from torch.nn import functional as F
+
+from frostline.copies import copy_of
+from frostline.cost import wilson
+from frostline.data import Samples
+from frostline.events import Listener, silent, watched
+from frostline.files import write_whole
+from frostline.fingerprint import of_tensors
+from frostline.recording import Recording
+from frostline.records import CutGraph, Prior, Vote, Wire
+from frostline.trees import leaves
+
+Runner = Callable[[tuple[torch.Tensor, ...]], tuple[torch.Tensor, ...]]
+
+PENALTIES = 13
+"""Points of the logarithmic grid of ridge penalties, from `LOWEST` to `HIGHEST` times the mean eigenvalue."""
+
+LOWEST, HIGHEST = 1e-4, 1e2
+
+MOST_ROWS = 4096
+"""Rows that vote at most: an eigendecomposition grows with the cube, the interval shrinks with the root."""
+
+COLDEST, HOTTEST = 0.1, 100.0
+"""Range of the temperature. Beyond the upper end a separable set would make a head that is never unsure."""
+
+
+def probe(
+    graph: CutGraph,
+    samples: Samples,
+    run: Runner,
+    *,
+    folder: Path,
+    listener: Listener = silent,
+    batch_size: int = 32,
+) -> Prior:
+    """Let the features at every open depth vote, and write the warm head.
+
+    One pass over the samples; nothing is trained by gradient. At each depth a ridge regression on
+    the class indicators predicts each sample from all others. The head's own inputs give the warm
+    head, from which every trial starts.
+
+    Args:
+        graph: The network's stages and cuts.
+        samples: N labelled samples; at most 4,096 of them, drawn once, are used.
+        run: A compiled `Pooled` of the same graph: inputs to pooled features (B, D) by depth.
+        folder: Where the warm head is written, under its own fingerprint.
+        listener: Hears of each batch and each vote.
+        batch_size: B.
+
+    Returns:
+        A vote for each open depth above 0, and the name of the warm head's file.
+
+    Example:
+        >>> import torch
+        >>> net = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
+        >>> x = torch.randn(60, 4, generator=torch.Generator().manual_seed(0))
+        >>> graph = fl.trace(net, x[:4])
+        >>> pooled = Pooled(net, graph)
+        >>> prior = fl.probe(graph, fl.TensorSamples(x, (x[:, 0] > 0).long()), lambda xs: pooled(*xs), folder=tmp)
+        >>> [vote.depth for vote in prior.votes], prior.samples
+        ([1], 60)
+    """
+    rows = _drawn(len(samples))
+    labels = samples.labels[torch.tensor(rows)]
+    classes = graph.outputs or int(samples.labels.max()) + 1
+    features = _gathered(samples, rows, run, listener=listener, batch_size=batch_size)
+    targets = F.one_hot(labels, classes).double()
+    depths = [depth for depth in graph.open_depths if depth]
+    votes = []
+    for depth, pooled in watched(
+        zip(depths, features, strict=False), listener, "probe", total=len(depths), note="votes", unit="depths"
+    ):
+        votes.append(_vote(depth, ridge(pooled, targets), labels))
+    head, temperature = None, 1.0
+    if graph.head is not None:
+        fit = ridge(features[-1], targets)
+        temperature = best_temperature(fit.left_out, labels)
+        tensors = {"weight": (fit.weight * temperature).float(), "bias": (fit.bias * temperature).float()}
+        head = f"{of_tensors(tensors.items())}.safetensors"
+        write_whole(folder / head, save({name: tensor.contiguous() for name, tensor in tensors.items()}))
+    return Prior(votes=tuple(votes), samples=len(rows), head=head, temperature=temperature)
+
+
+def _drawn(total: int) -> list[int]:
+    if total <= MOST_ROWS:
+        return list(range(total))
+    order = torch.randperm(total, generator=torch.Generator().manual_seed(0))
+    return sorted(order[:MOST_ROWS].tolist())
+
+
+def _gathered(
+    samples: Samples, rows: list[int], run: Runner, *, listener: Listener, batch_size: int
+) -> list[torch.Tensor]:
+    starts = range(0, len(rows), batch_size)
+    batches = [
+        # An engine may hand out its own output buffer again and again.
+        [tensor.detach().float().clone() for tensor in run(samples.read(rows[first : first + batch_size]))]
+        for first in watched(starts, listener, "probe", total=len(starts), note="one pass", unit="batches")
+    ]
+    return [torch.cat(column) for column in zip(*batches, strict=True)]
+
+
+def _vote(depth: int, fit: "RidgeFit", labels: torch.Tensor) -> Vote:
+    hits = int((fit.left_out.argmax(dim=1) == labels).sum())
+    low, high = wilson(hits, len(labels))
+    logits = fit.left_out * best_temperature(fit.left_out, labels)
+    return Vote(
+        depth=depth,
+        accuracy=hits / len(labels),
+        low=low,
+        high=high,
+        loss=float(F.cross_entropy(logits, labels)),
+        penalty=fit.penalty,
+        features=fit.weight.shape[1],
+    )
+
+
+@dataclass(frozen=True)
+class RidgeFit:
+    """A ridge regression and what it says of each sample when that sample is left out.
+
+    Args:
+        left_out: (N, K) predictions of each row by the fit without it, in float64.
+        penalty: The one of least leave-one-out squared error.
+        weight: (K, D) of the fit on all rows.
+        bias: (K,).
+    """
+
+    left_out: torch.Tensor
+    penalty: float
+    weight: torch.Tensor
+    bias: torch.Tensor
+
+
+def ridge(features: torch.Tensor, targets: torch.Tensor) -> RidgeFit:
+    """Fit a ridge regression with an unpenalised bias, its penalty chosen by exact leave-one-out.
+
+    Args:
+        features: (N, D).
+        targets: (N, K), for instance class indicators.
+
+    Returns:
+        Leave-one-out predictions, penalty, weight and bias.
+
+    Example:
+        >>> import torch
+        >>> x = torch.linspace(-1, 1, 20).reshape(20, 1)
+        >>> fit = ridge(x, 3 * x + 1)
+        >>> round(float(fit.weight), 2), round(float(fit.bias), 2)
+        (3.0, 1.0)
+
+    Source:
+        Allen, The relationship between variable selection and data augmentation and a method for
+        prediction, 1974 (PRESS); Golub, Heath and Wahba, Generalized cross-validation as a method
+        for choosing a good ridge parameter, 1979.
+    """
+    x, y = features.double(), targets.double()
+    samples, width = x.shape
+    x_mean, y_mean = x.mean(dim=0), y.mean(dim=0)
+    x, y = x - x_mean, y - y_mean
+    wide = width > samples
+    values, vectors = torch.linalg.eigh(x @ x.T if wide else x.T @ x)
+    values = values.clamp_min(0.0)
+    projected = vectors * values.sqrt() if wide else x @ vectors
+    squares, products = projected.square(), projected.T @ y
+    # Features that never vary have no scale; any will do.
+    scale = max(float(values.mean()), 1e-100)
+    best: tuple[float, float, torch.Tensor] | None = None
+    for penalty in (scale * torch.logspace(math.log10(LOWEST), math.log10(HIGHEST), PENALTIES, dtype=x.dtype)).tolist():
+        shrunk = 1.0 / (values + penalty)
+        leverage = squares @ shrunk + 1.0 / samples
+        # A row that its own fit reproduces exactly has nothing to say once it is left out.
+        residual = (y - projected @ (shrunk[:, None] * products)) / (1.0 - leverage).clamp_min(1e-12)[:, None]
+        error = float(residual.square().sum())
+        if best is None or error < best[0]:
+            best = (error, penalty, residual)
+    assert best is not None
+    _, penalty, residual = best
+    shrunk = 1.0 / (values + penalty)
+    weight = ((x.T @ vectors) * shrunk) @ (vectors.T @ y) if wide else vectors @ (shrunk[:, None] * products)
+    return RidgeFit(left_out=y + y_mean - residual, penalty=penalty, weight=weight.T, bias=y_mean - x_mean @ weight)
+
+
+def best_temperature(outputs: torch.Tensor, labels: torch.Tensor) -> float:
+    """Find the factor on the outputs that makes the labels most likely.
+
+    Args:
+        outputs: (N, K) scores before softmax.
+        labels: (N,) class numbers.
+
+    Returns:
+        The factor, 0.1 to 100.
+
+    Example:
+        >>> import torch
+        >>> outputs = torch.eye(2).repeat(10, 1)
+        >>> best_temperature(outputs, torch.tensor([0, 1] * 10))
+        100.0
+
+    Source:
+        Guo et al., On calibration of modern neural networks, 2017, section 4.2.
+    """
+    own = outputs.gather(1, labels[:, None]).squeeze(1)
+
+    def slope(factor: float) -> float:
+        probabilities = torch.softmax(outputs * factor, dim=1)
+        return float(((probabilities * outputs).sum(dim=1) - own).mean())
+
+    low, high = math.log(COLDEST), math.log(HOTTEST)
+    # The loss is convex in the factor, so its slope changes sign once at most.
+    if slope(HOTTEST) <= 0:
+        return HOTTEST
+    if slope(COLDEST) >= 0:
+        return COLDEST
+    for _ in range(24):
+        middle = (low + high) / 2
+        low, high = (low, middle) if slope(math.exp(middle)) > 0 else (middle, high)
+    return math.exp((low + high) / 2)
+
+
+@final
+class Pooled(nn.Module):
+    """The network as a map from inputs to pooled features at every open depth.
+
+    Each wire gives the mean and the standard deviation of its features over all positions. The
+    feature axis is the last one, except: (B, C, H, W) where H and W stand in the picture's own
+    proportion, (B, C, T) behind a one-dimensional convolution, and anything of five or more axes,
+    where it is the second. So Swin's (B, H, W, C) is pooled over H and W; where both readings fit
+    a four-axis wire, convolutions have precedence.
+
+    Args:
+        model: The network; it is not changed. Weights are shared with it, not copied.
+        graph: Its stages and cuts.
+
+    Example:
+        >>> import torch
+        >>> net = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.Flatten(), torch.nn.Linear(144, 2))
+        >>> x = torch.randn(2, 3, 8, 8)
+        >>> [tuple(features.shape) for features in Pooled(net, fl.trace(net, x))(x)]
+        [(2, 144), (2, 144)]
+    """
+
+    def __init__(self, model: nn.Module, graph: CutGraph) -> None:
+        super().__init__()
+        recording: Recording = graph.recording
+        self.model = copy_of(model, [*model.parameters(), *model.buffers()]).eval()
+        self._inputs = recording.inputs
+        self._head = graph.head
+        self._seen: Counter[str] = Counter()
+        self._caught: dict[tuple[str, int], list[Any]] = {}
+        self._head_input: torch.Tensor | None = None
+        self._plan = [_sources(graph, depth, self.model) for depth in graph.open_depths if depth]
+        for name in sorted({source.call[0] for sources in self._plan for source in sources}):
+            self.model.get_submodule(name).register_forward_hook(self._keep(name))
+        if self._head is not None:
+            self.model.get_submodule(self._head).register_forward_pre_hook(self._keep_input)
+
+    def _keep(self, name: str) -> Callable[[nn.Module, Any, Any], None]:
+        def hook(module: nn.Module, inputs: Any, output: Any) -> None:
+            self._caught[name, self._seen[name]] = leaves(output)
+            self._seen[name] += 1
+
+        return hook
+
+    def _keep_input(self, module: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
+        self._head_input = inputs[0]
+
+    def train(self, mode: bool = True) -> "Pooled":
+        """Do nothing: what votes is inference, in eval mode."""
+        return self
+
+    def forward(self, *inputs: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """Pool the features of a batch: (B, D) for each open depth, then the head's own input."""
+        args, kwargs = self._inputs.bind(inputs)
+        try:
+            self.model(*args, **kwargs)
+            pooled = [
+                torch.cat([_pool(self._caught[source.call][source.leaf], source) for source in sources], dim=1)
+                for sources in self._plan
+            ]
+            return (*pooled, self._head_input) if self._head_input is not None else tuple(pooled)
+        finally:
+            self._seen.clear()
+            self._caught.clear()
+            self._head_input = None
+
+
+class _Source(NamedTuple):
+    """Where a wire's features come from, and how they lie."""
+
+    call: tuple[str, int]
+    leaf: int
+    wire: Wire
+    axis: int
+
+
+def _sources(graph: CutGraph, depth: int, model: nn.Module) -> list[_Source]:
+    recording: Recording = graph.recording
+    picture = next((wire.shape for wire in graph.cuts[0].wires if len(wire.shape) == 4), None)
+    sources = []
+    for stored, wire in zip(recording.points[depth].stored, graph.cuts[depth].wires, strict=True):
+        # Raw inputs that travel with a row are no features.
+        if stored.call >= 0 and stored.layout.dtype.is_floating_point:
+            call = recording.calls[stored.call]
+            axis = _feature_axis(wire, model.get_submodule(call.name), picture)
+            sources.append(_Source((call.name, call.nth), stored.leaf, wire, axis))
+    return sources
+
+
+def _feature_axis(wire: Wire, module: nn.Module, picture: tuple[int, ...] | None) -> int:
+    """Which axis holds features, once the batch stands first."""
+    shape = [size for axis, size in enumerate(wire.shape) if axis != wire.batch_axis]
+    match len(shape):
+        case 3 if picture is not None and _skew(shape[:2], picture) < _skew(shape[1:], picture):
+            return 3
+        case 3:
+            return 1
+        case 2 if _is_one_dimensional(module):
+            return 1
+        case count if count >= 4:
+            return 1
+    return len(shape)
+
+
+def _skew(sides: list[int], picture: tuple[int, ...]) -> float:
+    """How far a map's proportion is from the picture's."""
+    height, width = picture[-2:]
+    return abs(math.log((sides[0] / sides[1]) / (height / width)))
+
+
+def _is_one_dimensional(module: nn.Module) -> bool:
+    kinds = [type(part).__name__ for part in module.modules()]
+    return any(kind.endswith("1d") for kind in kinds) and "LayerNorm" not in kinds
+
+
+def _pool(tensor: torch.Tensor, source: _Source) -> torch.Tensor:
+    """Mean and standard deviation over positions, (B, 2 D); a vector (B, D) stays as it is."""
+    wire = source.wire
+    tensor = tensor.movedim(wire.batch_axis, 0).movedim(source.axis, -1)
+    if tensor.ndim == 2 and wire.factor == 1:
+        return tensor
+    positions = tensor.reshape(tensor.shape[0] // wire.factor, -1, tensor.shape[-1])
+    mean = positions.mean(dim=1)
+    # Written out, because engines differ in what they call the standard deviation of one position.
+    spread = (positions - mean[:, None]).square().mean(dim=1).sqrt()
+    return torch.cat([mean, spread], dim=1)

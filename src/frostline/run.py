@@ -1,0 +1,641 @@
+"""The flow: from a task to a choice, a delta, the evidence and a report; only this module knows the order.
+
+A run lives in one folder. Every file there is whole or absent, and whatever was paid for once
+(the votes, the plan, the stores, each trial) is read again when the same run is started again.
+"""
+
+import logging
+import shutil
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, final
+
+import torch
+from torch import nn
+
+from frostline import search
+from frostline.claims import gather
+from frostline.copies import copy_of
+from frostline.cost import Clock, stage_seconds, step_seconds
+from frostline.data import Pictures, Rows, Samples
+from frostline.delta import apply_delta, save_delta
+from frostline.engines import Compiled, compiled, pick
+from frostline.errors import BadArgument, CutNotProven, FrostlineError, RunOfOtherArguments, StoreTooLarge
+from frostline.events import Event, Listener, silent
+from frostline.executors import Worker, in_turn
+from frostline.features import cache
+from frostline.files import append_record, check_writable, free_bytes, hold, read_record, read_records, write_record
+from frostline.probing import Pooled, probe
+from frostline.records import (
+    Arguments,
+    Choice,
+    Cost,
+    CutGraph,
+    DataSummary,
+    Delta,
+    EngineReport,
+    Evidence,
+    ModelCard,
+    ModelSource,
+    Plan,
+    Prior,
+    Rates,
+    Recipe,
+    Score,
+    Spent,
+    Trial,
+    TrialSpec,
+)
+from frostline.reporting import report
+from frostline.scoring import outputs_of, score
+from frostline.splitting import Split, prove, split
+from frostline.task import Task
+from frostline.tracing import trace
+from frostline.tuning import load_best, train_step, tune
+
+logger = logging.getLogger(__name__)
+
+BATCH = 32
+COUNTED = ("trace", "probe", "measure", "prove", "store", "train", "test")
+"""Phases that a full fine-tune is compared with; reading pictures, compiling and the report stand apart."""
+
+
+@dataclass(frozen=True)
+class Site:
+    """What every step of one run needs; `base` is the run's own copy of the network."""
+
+    task: Task
+    folder: Path
+    base: nn.Module
+    example: tuple[torch.Tensor, ...]
+    graph: CutGraph
+    clock: Clock
+    listener: Listener
+    engines: dict[tuple[int, str], Compiled] = field(default_factory=dict)
+
+    def spent(self, phase: str) -> AbstractContextManager[None]:
+        """Count what happens inside as seconds of this phase."""
+        return spent(phase, self.folder, self.clock)
+
+
+@final
+class Result:
+    """A finished run: what was chosen, how good it is, what it cost, and the tuned network.
+
+    Args:
+        folder: The run folder.
+        evidence: Everything the report says.
+        base: The network before tuning; `model` lays the delta upon a copy of it.
+
+    Example:
+        >>> import torch
+        >>> net = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
+        >>> x = torch.randn(60, 4, generator=torch.Generator().manual_seed(0))
+        >>> part = [fl.TensorSamples(x[i::3], (x[i::3, 0] > 0).long()) for i in range(3)]
+        >>> result = fl.fit(fl.Task(net, *part), epochs=2, engine="torch", out=tmp / "run")
+        >>> 0 <= result.depth <= result.choice.max_depth
+        True
+    """
+
+    def __init__(self, folder: Path, evidence: Evidence, base: nn.Module) -> None:
+        self.folder = folder
+        self.evidence = evidence
+        self._base = base
+
+    @property
+    def choice(self) -> Choice:
+        """The depth picked, by which rule, against which rivals."""
+        return self.evidence.choice
+
+    @property
+    def depth(self) -> int:
+        """Number of frozen stages."""
+        return self.evidence.choice.depth
+
+    @property
+    def test(self) -> Score:
+        """Score of the merged network in plain torch on the test part."""
+        return self.evidence.test
+
+    @property
+    def valid(self) -> Score:
+        """Score of the chosen weights on the validation part."""
+        return self.evidence.valid
+
+    @property
+    def cost(self) -> Cost:
+        """What the run cost."""
+        return self.evidence.cost
+
+    @property
+    def report(self) -> Path:
+        """The report, one HTML file."""
+        return self.folder / "report.html"
+
+    @property
+    def model(self) -> nn.Module:
+        """A new copy of the tuned network, of the user's own class, in eval mode."""
+        return apply_delta(self._base, self.folder / "delta.safetensors").eval()
+
+    def summary(self) -> dict[str, Any]:
+        """The figures that `frostline fit --json` prints."""
+        evidence, cost = self.evidence, self.evidence.cost
+        return {
+            "depth": evidence.choice.depth,
+            "max_depth": evidence.choice.max_depth,
+            "stage_name": evidence.choice.stage_name,
+            "reason": evidence.choice.reason,
+            "test": _brief(evidence.test),
+            "valid": _brief(evidence.valid),
+            "disagreement": evidence.disagreement,
+            "cost": {
+                "full_finetunes": {"seconds": cost.share_seconds, "flops": cost.share_flops},
+                "seconds": cost.seconds,
+                "flops": cost.flops,
+                "full_finetune_seconds": cost.full_finetune_seconds,
+                "full_finetune_flops": cost.full_finetune_flops,
+            },
+            "seconds": dict(cost.by_phase),
+            "trials": len(evidence.trials),
+            "failed_trials": sum(trial.failure is not None for trial in evidence.trials),
+            "report": str(self.report),
+            "run": str(self.folder),
+        }
+
+
+def _brief(part: Score) -> dict[str, float | int]:
+    return part.model_dump(include={"samples", "accuracy", "low", "high", "balanced_accuracy", "loss"})
+
+
+def fit(
+    task: Task,
+    *,
+    depth: int | str = "auto",
+    budget: float = 1.0,
+    epochs: int | None = None,
+    views: int = 1,
+    seed: int = 0,
+    engine: str = "auto",
+    out: Path | str | None = None,
+    listener: Listener | None = None,
+) -> Result:
+    """Find how many initial stages to freeze, train the rest, and write the evidence.
+
+    Started again with the same arguments it goes on from what the folder holds and ends with
+    the same choice.
+
+    Args:
+        task: Network and labelled parts.
+        depth: "auto" searches; a number, a negative number or a stage's name is taken as it is.
+        budget: The most that the run may cost, in full fine-tunes.
+        epochs: Epochs of a full fine-tune; None takes about 600 steps' worth.
+        views: Stored views of each training sample; the first is the plain one.
+        seed: Of the order of samples, dropout and augmentation.
+        engine: What runs the frozen part: "auto", "torch" or "openvino".
+        out: Run folder; None makes one under `runs/`, named after the task.
+        listener: Hears every `Event`.
+
+    Returns:
+        The choice, its scores and cost, and the tuned network.
+
+    Raises:
+        RunOfOtherArguments: The folder holds a run of other data, weights or settings.
+        RunBusy: Another process works in the folder.
+        StoreTooLarge: The predicted rows do not fit on the disk. Raised before any is computed.
+        CutNotProven: The asked depth cannot be split without changing what the network computes.
+        AllTrialsFailed: No trial finished.
+
+    Example:
+        >>> import torch
+        >>> net = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
+        >>> x = torch.randn(60, 4, generator=torch.Generator().manual_seed(0))
+        >>> part = [fl.TensorSamples(x[i::3], (x[i::3, 0] > 0).long()) for i in range(3)]
+        >>> fl.fit(fl.Task(net, *part), depth=1, epochs=2, engine="torch", out=tmp / "run").depth
+        1
+    """
+    check_arguments(budget, epochs, views)
+    folder = Path(out) if out is not None else Path("runs") / task.fingerprint[:8]
+    asked = Arguments(
+        task=task.fingerprint,
+        depth=str(depth),
+        budget=budget,
+        epochs=epochs,
+        views=views,
+        seed=seed,
+        engine=engine,
+    )
+    check_writable(folder)
+    with hold(folder):
+        claim(folder, asked)
+        if not (folder / "evidence.json").exists():
+            carry_out(task, folder, asked, depth, listener or silent)
+        if not (folder / "report.html").exists():
+            report(folder)
+        # The evidence is written last: from here on nobody needs the weights of the trials.
+        shutil.rmtree(folder / "weights", ignore_errors=True)
+        return Result(folder, read_record(folder / "evidence.json", Evidence), task.model)
+
+
+def check_arguments(budget: float, epochs: int | None, views: int) -> None:
+    """Refuse values outside their range before any work."""
+    if not budget > 0:
+        raise BadArgument(f"BadArgument: budget is {budget}; it must be above 0 full fine-tunes. 1.0 is the default.")
+    if epochs is not None and epochs < 1:
+        raise BadArgument(f"BadArgument: epochs is {epochs}; at least 1 is needed. Leave it out for the default.")
+    if views < 1:
+        raise BadArgument(f"BadArgument: views is {views}; at least 1 is needed, the plain picture.")
+
+
+def claim(folder: Path, asked: Arguments) -> None:
+    """Take a new folder for these arguments, or make sure that it is theirs already."""
+    file = folder / "arguments.json"
+    if not file.exists():
+        write_record(file, asked)
+        return
+    held = read_record(file, Arguments)
+    names = {"task": "data, split, preprocessing or weights"}
+    other = [
+        f"{names.get(name, name)} ({getattr(held, name)} there, {getattr(asked, name)} asked)"
+        for name in Arguments.model_fields
+        if getattr(held, name) != getattr(asked, name)
+    ]
+    if other:
+        raise RunOfOtherArguments(
+            f"RunOfOtherArguments: {folder} holds a run with other {', '.join(other)}. Nothing was changed. "
+            "Give another folder with --out, or remove this one.",
+            folder=folder,
+        )
+
+
+def carry_out(task: Task, folder: Path, asked: Arguments, depth: int | str, listener: Listener) -> None:
+    """Do whatever of the flow the folder does not hold yet."""
+    with diary(folder, listener) as listen:
+        site = set_out(task, folder, listen)
+        wanted = None if depth == "auto" else site.graph.resolve(depth)
+        prior, plan = prepare(site, asked, wanted)
+        trials = race(site, prior, plan, wanted)
+        choice = search.choose(site.graph, trials)
+        conclude(site, asked, prior, plan, trials, choice)
+
+
+@contextmanager
+def diary(folder: Path, listener: Listener) -> Iterator[Listener]:
+    """A listener that also keeps the beginning and the end of every phase in `events.jsonl`."""
+
+    def hear(event: Event) -> None:
+        # One line for each unit of work would make a file of thousands, each flushed to the disk.
+        if event.done in (0, event.total):
+            append_record(folder / "events.jsonl", event)
+        listener(event)
+
+    yield hear
+
+
+@contextmanager
+def spent(phase: str, folder: Path, clock: Clock) -> Iterator[None]:
+    """Count seconds, and keep the count in the folder for a run that is gone on with."""
+    with clock.phase(phase):
+        yield
+    write_record(folder / "clock.json", Spent(by_phase=clock.by_phase))
+
+
+def set_out(task: Task, folder: Path, listener: Listener) -> Site:
+    """Copy the network, watch it once, and find its stages."""
+    file = folder / "clock.json"
+    clock = Clock(read_record(file, Spent).by_phase if file.exists() else ())
+    with spent("trace", folder, clock):
+        listener(Event(phase="trace", note="watching one forward pass", done=0, total=1))
+        base = copy_of(task.model).eval()
+        if any(parameter.dim() == 4 for parameter in base.parameters()):
+            # Convolutions on CPUs run up to twice as fast with the channels last.
+            base = base.to(memory_format=torch.channels_last)
+        example = task.example(4)
+        graph = trace(base, example)
+        listener(Event(phase="trace", note=f"{len(graph.stages)} stages", done=1, total=1))
+    return Site(task=task, folder=folder, base=base, example=example, graph=graph, clock=clock, listener=listener)
+
+
+def prepare(site: Site, asked: Arguments, wanted: int | None) -> tuple[Prior, Plan]:
+    """Votes and plan, each computed once and then read from the folder."""
+    prior_file, plan_file = site.folder / "prior.json", site.folder / "plan.json"
+    if plan_file.exists():
+        site.listener(Event(phase="measure", note="plan written", done=1, total=1))
+        return read_record(prior_file, Prior), read_record(plan_file, Plan)
+    inputs = site.task.train.read(range(min(BATCH, len(site.task.train))))
+    pooled = Pooled(site.base, site.graph)
+    with site.spent("compile"):
+        site.listener(Event(phase="measure", note="trying the engines", done=0, total=1))
+        found = pick(pooled, inputs, engine=asked.engine)
+        engine = compiled(pooled, inputs, engine=found.engine, precision=found.precision)
+    with site.spent("probe"):
+        prior = probe(site.graph, site.task.train, engine, folder=site.folder, listener=site.listener, batch_size=BATCH)
+        write_record(prior_file, prior)
+    with site.spent("measure"):
+        recipe = Recipe(batch_size=BATCH)
+        rates = measure(site, inputs, found, recipe)
+        plan = search.plan(
+            site.graph,
+            prior,
+            rates,
+            limit=asked.budget,
+            epochs=asked.epochs,
+            train_samples=len(site.task.train),
+            valid_samples=len(site.task.valid),
+            test_samples=len(site.task.test),
+            seed=asked.seed,
+            views=asked.views,
+            depth=wanted,
+            recipe=recipe,
+        )
+    free = free_bytes(site.folder)
+    if plan.store_bytes > free:
+        raise StoreTooLarge(
+            f"StoreTooLarge: the kept rows of depths {', '.join(map(str, plan.candidates))} take "
+            f"{plan.store_bytes / 1e9:.2f} GB, and {free / 1e9:.2f} GB are free at {site.folder}. "
+            "Free some space, give --out on another disk, or take a smaller --image-size or --views.",
+            needed=plan.store_bytes,
+            free=free,
+        )
+    write_record(plan_file, plan)
+    site.listener(Event(phase="measure", note="plan written", done=1, total=1))
+    return prior, plan
+
+
+def measure(site: Site, inputs: tuple[torch.Tensor, ...], engine: EngineReport, recipe: Recipe) -> Rates:
+    """Time five training steps with nothing frozen, and where a forward pass spends its seconds."""
+    site.listener(Event(phase="measure", note="timing five steps", done=0, total=1))
+    whole = split(site.base, site.graph, 0).live
+    labels = site.task.train.labels[: len(inputs[0])]
+    median, low, high = step_seconds(train_step(whole, inputs, labels, recipe=recipe, head=site.graph.head))
+    boundaries = [stage.name for stage in site.graph.stages]
+    shares = stage_seconds(copy_of(site.base), inputs, boundaries)
+    with torch.no_grad():
+        forward, _, _ = step_seconds(lambda: site.base(*inputs))
+    return Rates(
+        step_seconds=median,
+        step_low=low,
+        step_high=high,
+        stage_seconds=shares,
+        score_seconds=forward / len(inputs[0]),
+        engine=engine,
+        threads=torch.get_num_threads(),
+        torch=torch.__version__,
+    )
+
+
+def race(site: Site, prior: Prior, plan: Plan, wanted: int | None) -> tuple[Trial, ...]:
+    """The one search loop: ask the strategy, run what it wants, until it wants nothing more."""
+    file = site.folder / "trials.jsonl"
+    trials = tuple(read_records(file, Trial)) if file.exists() else ()
+    worker = worker_for(site, prior, plan, must=wanted)
+    while specs := search.strategy(site.graph, prior, plan, trials, ()):
+        for trial in in_turn(worker, specs):
+            append_record(file, trial)
+            trials += (trial,)
+    return trials
+
+
+def worker_for(site: Site, prior: Prior, plan: Plan, *, must: int | None) -> Worker:
+    """A worker that runs one trial: prove the cut once, open the store, train."""
+    proofs: dict[int, str | None] = {}
+
+    def work(spec: TrialSpec) -> Trial:
+        if spec.depth not in proofs:
+            proofs[spec.depth] = proof(site, spec.depth)
+        if reason := proofs[spec.depth]:
+            if spec.depth == must:
+                raise CutNotProven(
+                    f"CutNotProven: frozen up to {site.graph.stage_name(spec.depth)}, the live part alone does not "
+                    f"give the network's own output: {reason}. Take another depth, or depth='auto'.",
+                    depth=spec.depth,
+                    reason=reason,
+                )
+            return Trial(spec=spec, failure=f"the cut is not proven: {reason}")
+        return run_trial(site, prior, plan, spec)
+
+    return work
+
+
+def proof(site: Site, depth: int) -> str | None:
+    """None where the cut is proven, else why it is not."""
+    with site.spent("prove"):
+        note = f"depth {depth} of {site.graph.max_depth}"
+        site.listener(Event(phase="prove", note=note, done=0, total=1))
+        reason = prove(site.base, site.graph, depth, example=site.example)
+        site.listener(Event(phase="prove", note=note, done=1, total=1))
+        return reason
+
+
+def run_trial(site: Site, prior: Prior, plan: Plan, spec: TrialSpec) -> Trial:
+    """Train one rung at one depth; what goes wrong inside becomes the trial's failure."""
+    parts = split(site.base, site.graph, spec.depth)
+    train = rows_of(site, parts, site.task.train, part="train", plan=plan)
+    valid = rows_of(site, parts, site.task.valid, part="valid", plan=plan)
+    weights = site.folder / "weights"
+    weights.mkdir(exist_ok=True)
+    try:
+        return tune(
+            parts.live,
+            train,
+            site.task.train.labels,
+            valid,
+            site.task.valid.labels,
+            spec=spec,
+            head=site.graph.head,
+            warm=site.folder / prior.head if prior.head else None,
+            start=weights / f"{spec.parent}.safetensors" if spec.parent else None,
+            save_to=weights / f"{spec.key}.safetensors",
+            flops_per_sample=live_flops(site.graph, spec.depth),
+            listener=site.listener,
+        )
+    except FrostlineError:
+        raise
+    except Exception as error:
+        logger.warning("trial at depth %d failed", spec.depth, exc_info=True)
+        return Trial(spec=spec, failure=f"{type(error).__name__}: {error}")
+
+
+def live_flops(graph: CutGraph, depth: int) -> int:
+    """Forward operations above the cut for one sample."""
+    return sum(stage.flops for stage in graph.stages[depth:])
+
+
+def with_views(samples: Samples, views: int) -> Samples:
+    """The same samples with so many views of each, where they can make them."""
+    if samples.views >= views:
+        return samples
+    if not isinstance(samples, Pictures):
+        raise BadArgument(
+            f"BadArgument: views is {views}; these samples have {samples.views}. Use views={samples.views}, or "
+            "pictures, of which frostline makes further views.",
+            views=views,
+        )
+    return samples.with_views(views)
+
+
+def rows_of(site: Site, parts: Split, samples: Samples, *, part: str, plan: Plan) -> Rows:
+    """What the live part reads: the samples themselves at depth 0, else the kept rows."""
+    views = plan.views if part == "train" else 1
+    samples = with_views(samples, views)
+    if parts.depth == 0:
+        return samples
+    engine = plan.rates.engine
+
+    def compiler(module: nn.Module, example: tuple[torch.Tensor, ...], *, engine: str) -> Compiled:
+        # Compiling takes seconds; training, validation and test part of a depth share it.
+        key = (parts.depth, engine)
+        if key not in site.engines:
+            with site.spent("compile"):
+                site.engines[key] = compiled(module, example, engine=engine)
+        return site.engines[key]
+
+    with site.spent("store"):
+        return cache(
+            parts.frozen,
+            samples,
+            site.folder / "store" / f"{part}-{parts.depth:02d}",
+            engine=engine.engine,
+            precision=engine.precision,
+            views=views,
+            batch_size=BATCH,
+            compiler=compiler,
+            listener=site.listener,
+        )
+
+
+def conclude(
+    site: Site, asked: Arguments, prior: Prior, plan: Plan, trials: tuple[Trial, ...], choice: Choice
+) -> Evidence:
+    """Leave the delta, score the test part for the first and only time, and write the evidence."""
+    trial = next(trial for trial in trials if trial.spec.key == choice.trial)
+    parts = split(site.base, site.graph, choice.depth)
+    load_best(parts.live, site.folder / "weights" / str(trial.weights))
+    delta = save_delta(
+        site.task.model,
+        parts.merge(),
+        site.folder / "delta.safetensors",
+        keys=tuple(parts.live.state_dict()),
+        depth=choice.depth,
+    )
+    with site.spent("test"):
+        site.listener(Event(phase="test", note="the merged network in plain torch", done=0, total=1))
+        merged = apply_delta(site.task.model, Path(delta.file)).eval()
+        test = score(outputs_of(merged, site.task.test, batch_size=BATCH), site.task.test.labels)
+        site.listener(Event(phase="test", note="the merged network in plain torch", done=1, total=1))
+    kept = rows_of(site, parts, site.task.test, part="test", plan=plan)
+    from_store = outputs_of(parts.live.eval(), kept, batch_size=BATCH).argmax(1)
+    differ = float((from_store != torch.tensor(test.predictions)).float().mean())
+    valid_rows = rows_of(site, parts, site.task.valid, part="valid", plan=plan)
+    valid = score(outputs_of(parts.live, valid_rows, batch_size=BATCH), site.task.valid.labels)
+    write_record(site.folder / "model.json", model_card(site, choice, delta))
+    evidence = gather(
+        arguments=tuple((name, str(value)) for name, value in asked),
+        data=site.task.summary or summary_of(site.task),
+        source=site.task.source or source_of(site.task),
+        preprocessing=site.task.preprocessing,
+        graph=site.graph,
+        prior=prior,
+        plan=plan,
+        trials=trials,
+        choice=choice,
+        valid=valid,
+        test=test,
+        disagreement=differ,
+        delta=delta,
+        cost=cost_of(site, plan, trials, choice),
+    )
+    write_record(site.folder / "evidence.json", evidence)
+    return evidence
+
+
+def summary_of(task: Task) -> DataSummary:
+    """Counts by class, for samples that came from memory."""
+    parts = [torch.bincount(part.labels, minlength=len(task.classes)) for part in (task.train, task.valid, task.test)]
+    counts = torch.stack(parts, dim=1).tolist()
+    return DataSummary(name="tensors", classes=task.classes, counts=tuple((a, b, c) for a, b, c in counts))
+
+
+def source_of(task: Task) -> ModelSource:
+    """The class's name, for a network that came from memory and can be rebuilt by its owner alone."""
+    return ModelSource(name=type(task.model).__qualname__, outputs=len(task.classes))
+
+
+def model_card(site: Site, choice: Choice, delta: Delta) -> ModelCard:
+    """What a later process needs to rebuild the tuned network."""
+    return ModelCard(
+        source=site.task.source or source_of(site.task),
+        classes=site.task.classes,
+        preprocessing=site.task.preprocessing,
+        depth=choice.depth,
+        stage_name=choice.stage_name,
+        delta=Path(delta.file).name,
+        base=delta.base,
+        frostline=version("frostline"),
+    )
+
+
+def cost_of(site: Site, plan: Plan, trials: tuple[Trial, ...], choice: Choice) -> Cost:
+    """Add up seconds and operations, and what one full fine-tune would have taken."""
+    task, graph, forward = site.task, site.graph, site.graph.flops
+    trained, checked, tested = len(task.train), len(task.valid), len(task.test)
+    depths = {trial.spec.depth for trial in trials}
+    passes = sum(graph.frozen_share(depth) * forward * (trained * plan.views + checked) for depth in depths)
+    scoring = forward * tested * (1 + graph.frozen_share(choice.depth))
+    timing = 5 * 3 * forward * BATCH
+    seconds = dict(site.clock.by_phase) | {"train": sum(trial.seconds for trial in trials)}
+    steps = plan.budget.epochs * -(-trained // plan.recipe.batch_size)
+    return Cost(
+        seconds=sum(seconds.get(phase, 0.0) for phase in COUNTED),
+        flops=forward * trained + passes + scoring + timing + sum(trial.flops for trial in trials),
+        full_finetune_seconds=plan.rates.step_seconds * steps,
+        full_finetune_flops=3.0 * forward * trained * plan.budget.epochs,
+        by_phase=tuple(seconds.items()),
+    )
+
+
+def plan(
+    task: Task,
+    *,
+    depth: int | str = "auto",
+    budget: float = 1.0,
+    epochs: int | None = None,
+    views: int = 1,
+    seed: int = 0,
+    engine: str = "auto",
+    listener: Listener | None = None,
+) -> Plan:
+    """Say what every depth would cost, without training.
+
+    Args:
+        task: Network and labelled parts.
+        depth: As in `fit`.
+        budget: As in `fit`.
+        epochs: As in `fit`.
+        views: As in `fit`.
+        seed: As in `fit`.
+        engine: As in `fit`.
+        listener: Hears every `Event`.
+
+    Returns:
+        Predicted seconds and bytes of every depth and of the whole search.
+
+    Example:
+        >>> import torch
+        >>> net = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
+        >>> x = torch.randn(60, 4, generator=torch.Generator().manual_seed(0))
+        >>> part = [fl.TensorSamples(x[i::3], (x[i::3, 0] > 0).long()) for i in range(3)]
+        >>> [forecast.depth for forecast in fl.plan(fl.Task(net, *part), engine="torch").forecasts]
+        [0, 1]
+    """
+    check_arguments(budget, epochs, views)
+    asked = Arguments(
+        task=task.fingerprint, depth=str(depth), budget=budget, epochs=epochs, views=views, seed=seed, engine=engine
+    )
+    with TemporaryDirectory() as folder:
+        site = set_out(task, Path(folder), listener or silent)
+        wanted = None if depth == "auto" else site.graph.resolve(depth)
+        return prepare(site, asked, wanted)[1]

@@ -1,0 +1,594 @@
+"""Choosing the depth: the plan, the strategy that spends the budget, and the rule that picks.
+
+The strategy is a pure function of what has happened. It races learning rates at one middle
+depth, then a few well separated depths at the best rate, and lets the best depth go on to the
+end. Each arm of the race is a short training that is complete in itself, its rate brought down
+to zero: at a constant rate the noise of the last steps hides what a depth is good for.
+"""
+
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import NamedTuple
+
+from frostline.amounts import interval, share
+from frostline.cost import wilson
+from frostline.errors import AllTrialsFailed
+from frostline.prices import CHEAP, Prices, Race, affordable_epochs, middle_of, most_cost
+from frostline.records import Budget, Choice, CutGraph, Plan, Prior, Rates, Recipe, Rival, Trial, TrialSpec
+
+STEPS = 600
+"""Optimizer steps of a full fine-tune by default; fewer left small data sets short of their best."""
+
+FEWEST_EPOCHS, MOST_EPOCHS = 4, 30
+
+RACE_STEPS = 80
+"""Steps of one arm. On 1,238 sign-language digits they told 14, 9 and 5 frozen stages apart."""
+
+LEARNING_RATES = (1e-3, 3e-4, 1e-4)
+"""In the order of trial: from what convolutions on small pictures need to what attention networks bear."""
+
+LIVE_TARGETS = (0.9, 0.65, 0.38)
+"""Where the race looks beside the deepest cut: share of the operations that is trained."""
+
+NEIGHBOURHOOD = 0.08
+"""Cuts whose live shares are that close cost about the same; the probe picks among them."""
+
+LEAST_FINISH = 0.25
+"""Share of the planned epochs that the dearest arm must still be able to go on for, or the race is made smaller."""
+
+SOFT_HEAD = 0.3
+"""Factor on the warm head where more than the head is trained. Calibrated as it comes it is so sure of the
+training samples that little gradient reaches the stages below: with 9 of 18 stages frozen the validation loss
+after one epoch was .77 on sign digits and 2.60 on Omniglot, and .60 and 1.97 with the softer start."""
+
+SAFE_RATE = 3e-4
+"""Where no race of rates can be paid for: short of the best for convolutions, borne by attention."""
+
+FEW = 200
+"""Validation samples below which the plan says how coarse the comparison is."""
+
+DISAGREEMENT = 0.1
+"""Share of samples on which two good depths differ, which sets the standard error of their difference."""
+
+RACES = ((4, 3), (4, 2), (3, 3), (3, 2), (3, 1), (2, 2), (2, 1))
+"""Depths and learning rates that a race may have at most, in the order of preference."""
+
+
+def plan(
+    graph: CutGraph,
+    prior: Prior,
+    rates: Rates,
+    *,
+    limit: float,
+    epochs: int | None,
+    train_samples: int,
+    valid_samples: int,
+    test_samples: int = 0,
+    seed: int,
+    views: int,
+    depth: int | None,
+    recipe: Recipe,
+) -> Plan:
+    """Say which depths will be tried, and what everything will cost.
+
+    Where the budget is too small for the whole race, learning rates and depths are left out of
+    it; where it is too small for any, the deepest open cut alone is trained.
+
+    Args:
+        graph: The network's stages and cuts.
+        prior: Votes before training.
+        rates: What this machine does in a second; for the forecast only, never for a decision.
+        limit: The most that a search may cost, in full fine-tunes.
+        epochs: Epochs of a full fine-tune; None takes about 600 steps' worth, 4 to 30.
+        train_samples: N of the training part.
+        valid_samples: N of the validation part.
+        test_samples: N of the test part.
+        seed: Of every draw.
+        views: Stored views of each sample.
+        depth: None searches; a number trains that depth alone, whatever the limit.
+        recipe: How every arm is trained but for its rate.
+
+    Returns:
+        The plan.
+
+    Example:
+        >>> from frostline.records import EngineReport
+        >>> import torch
+        >>> net = torch.nn.Sequential(*[torch.nn.Linear(4, 4) for _ in range(6)])
+        >>> graph = fl.trace(net, torch.ones(2, 4))
+        >>> seconds = {"step_seconds": 0.1, "step_low": 0.1, "step_high": 0.1, "score_seconds": 0.001}
+        >>> engine = EngineReport(engine="torch")
+        >>> rates = Rates(**seconds, stage_seconds=(1 / 6,) * 6, engine=engine, threads=1, torch="2.8")
+        >>> sizes = {"train_samples": 960, "valid_samples": 320, "seed": 0, "views": 1, "limit": 1.0, "epochs": None}
+        >>> plan(graph, Prior(votes=(), samples=960), rates, depth=None, recipe=Recipe(), **sizes).candidates
+        (1, 2, 4, 5)
+    """
+    steps = max(1, -(-train_samples // recipe.batch_size))
+    epochs = epochs or min(MOST_EPOCHS, max(FEWEST_EPOCHS, -(-STEPS // steps)))
+    prices = Prices(
+        graph,
+        rates,
+        recipe,
+        epochs=epochs,
+        train_samples=train_samples,
+        valid_samples=valid_samples,
+        test_samples=test_samples,
+        views=views,
+    )
+    longest = max(1, min(round(RACE_STEPS / steps), epochs // 3))
+    if depth is None:
+        race, budget, notes = _searched(prices, _candidates(graph, prior), longest, limit)
+    else:
+        race, budget, notes = _fixed(prices, depth, longest, limit)
+    if valid_samples < FEW:
+        notes += (_COARSE.format(samples=valid_samples, points=100 * math.sqrt(DISAGREEMENT / max(1, valid_samples))),)
+    if prior.head is None:
+        notes += (_NO_HEAD,)
+    seconds = prices.search_seconds(race, budget)
+    if depth is None and seconds > limit * prices.full_seconds:
+        notes += (_FAST.format(seconds=seconds, limit=share(limit), allowed=limit * prices.full_seconds),)
+    votes = {vote.depth: vote.accuracy for vote in prior.votes}
+    return Plan(
+        budget=budget,
+        rates=rates,
+        recipe=recipe,
+        candidates=race.depths,
+        learning_rates=race.rates,
+        forecasts=tuple(prices.forecast(d, votes.get(d), is_candidate=d in race.depths) for d in graph.open_depths),
+        seconds=seconds,
+        store_bytes=sum(prices.store_bytes(d) for d in race.depths),
+        full_finetune_seconds=prices.full_seconds,
+        seed=seed,
+        views=views,
+        notes=notes,
+    )
+
+
+_TOO_SMALL = (
+    "A budget of {limit} full fine-tunes is less than a race of depths needs. Only the last part, from stage "
+    "{depth} on, is trained; give a larger budget to have depths compared by training."
+)
+_SMALLER = (
+    "A budget of {limit} full fine-tunes pays for a smaller race than usual: {depths} depths and {rates} of the "
+    "learning rates, epochs for each: {epochs}."
+)
+_DEARER = (
+    "A given depth is trained for all its epochs whatever the budget: {needed} full fine-tunes at most, with the race "
+    "of learning rates, where the budget is {limit}."
+)
+_COARSE = (
+    "With {samples} validation samples, depths whose accuracy is less than about {points:.0f} points apart cannot be "
+    "told apart; ties go to the deeper one."
+)
+_NO_HEAD = (
+    "No linear layer of the network yields its outputs directly, so there is no warm head: every trial starts from the "
+    "network's own outputs."
+)
+_FAST = (
+    "The search is predicted to take {seconds:.0f} s, more than {limit} full fine-tunes ({allowed:.0f} s): this "
+    "network is so fast that passes and proofs weigh more than training."
+)
+
+
+def _searched(
+    prices: Prices, depths: tuple[int, ...], longest: int, limit: float
+) -> tuple[Race, Budget, tuple[str, ...]]:
+    """The largest race that leaves enough for its dearest arm to go on."""
+    for most, count in RACES:
+        kept = depths if most >= len(depths) else (*depths[: most - 2], *depths[-2:]) if most > 2 else depths[-most:]
+        for epochs in range(longest, 0, -1):
+            race = Race(kept, LEARNING_RATES[:count] if count > 1 else (SAFE_RATE,), epochs)
+            budget = prices.budget(race.depths, race.epochs, limit=limit)
+            if most_cost(budget, race, math.ceil(LEAST_FINISH * budget.epochs)) <= limit:
+                is_whole = (most, count, epochs) == (*RACES[0], longest)
+                smaller = _SMALLER.format(limit=share(limit), depths=len(kept), rates=len(race.rates), epochs=epochs)
+                return race, budget, () if is_whole else (smaller,)
+    race = Race(depths[-1:], (SAFE_RATE,), 1)
+    budget = prices.budget(race.depths, race.epochs, limit=limit)
+    return (
+        race,
+        _raised(budget, budget.reserve + budget.cost(depths[-1], 1)),
+        (_TOO_SMALL.format(limit=share(limit), depth=depths[-1]),),
+    )
+
+
+def _fixed(prices: Prices, depth: int, longest: int, limit: float) -> tuple[Race, Budget, tuple[str, ...]]:
+    """One depth: only its learning rate is raced, and where the head alone is trained not even that."""
+    is_cheap = 1.0 - prices.graph.frozen_share(depth) <= CHEAP
+    race = Race((depth,), (prices.recipe.learning_rate,) if is_cheap else LEARNING_RATES, longest)
+    budget = prices.budget(race.depths, race.epochs, limit=limit)
+    needed = most_cost(budget, race, budget.epochs)
+    notes = (_DEARER.format(limit=share(limit), needed=share(needed)),) if needed > limit else ()
+    return race, _raised(budget, needed), notes
+
+
+def _raised(budget: Budget, needed: float) -> Budget:
+    return budget.model_copy(update={"limit": max(budget.limit, needed)})
+
+
+def _candidates(graph: CutGraph, prior: Prior) -> tuple[int, ...]:
+    """A shallow, one or two middle and the deepest open depth, the probe picking among equals."""
+    votes = {vote.depth: vote.accuracy for vote in prior.votes}
+    deepest = graph.open_depths[-1]
+    inner = [d for d in graph.open_depths if 0 < d < deepest]
+    picked = {deepest}
+    for target in LIVE_TARGETS:
+        if not inner:
+            break
+        away = {d: abs(1.0 - graph.frozen_share(d) - target) for d in inner}
+        near = [d for d in inner if away[d] <= NEIGHBOURHOOD] or [min(inner, key=lambda d: (away[d], -d))]
+        picked.add(max(near, key=lambda d: (votes.get(d, 0.0), d)))
+    if len(picked) == 1:
+        # A network of one open cut: the race is between head only and nothing frozen.
+        picked.add(graph.open_depths[0])
+    return tuple(sorted(picked))
+
+
+# --- the strategy -----------------------------------------------------------------------------
+
+
+def strategy(
+    graph: CutGraph, prior: Prior, plan: Plan, trials: Iterable[Trial], pending: Iterable[TrialSpec]
+) -> tuple[TrialSpec, ...]:
+    """Say what to run next; empty when the search is done.
+
+    Learning rates are raced at one middle depth, from the largest down until a smaller one loses;
+    the best is that depth's arm. Then the other depths run at that rate, over the same
+    mini-batches. Of the arms that train more than the head the one with the lowest validation
+    loss goes on, the deeper one where two are within one paired standard error. Head only goes
+    on beside it, or alone where it is ahead of every arm by two standard errors in loss and not
+    behind in accuracy.
+
+    Args:
+        graph: The network's stages and cuts.
+        prior: Votes before training.
+        plan: Depths, rates and prices.
+        trials: What happened so far, in any order.
+        pending: What was asked for and has not ended.
+
+    Returns:
+        Specs that are neither finished nor pending.
+
+    Example:
+        >>> import inspect
+        >>> list(inspect.signature(strategy).parameters)
+        ['graph', 'prior', 'plan', 'trials', 'pending']
+    """
+    done = _by_key(trials)
+    waiting = {spec.key for spec in pending}
+    for rung in _rungs(plan, done):
+        if any(spec.key not in done for spec in rung):
+            return tuple(spec for spec in rung if spec.key not in done and spec.key not in waiting)
+    return ()
+
+
+def _by_key(trials: Iterable[Trial]) -> dict[str, Trial]:
+    # Where a spec was run twice, which of the two counts must not depend on their order.
+    ordered = sorted(trials, key=lambda trial: (trial.failure is None, -trial.loss, trial.key))
+    return {trial.spec.key: trial for trial in ordered}
+
+
+class _Purse:
+    """What is left of the budget; a spec that it cannot pay for is not asked for."""
+
+    def __init__(self, budget: Budget) -> None:
+        self.budget = budget
+        self.left = budget.limit - budget.reserve
+
+    def pay(self, specs: Iterable[TrialSpec]) -> tuple[TrialSpec, ...]:
+        """Those of the specs that can be paid for."""
+        paid = []
+        for spec in specs:
+            price = self.budget.cost(spec.depth, spec.epochs)
+            if price <= self.left + 1e-9:
+                self.left -= price
+                paid.append(spec)
+        return tuple(paid)
+
+
+def _rungs(plan: Plan, done: Mapping[str, Trial]) -> Iterator[tuple[TrialSpec, ...]]:
+    """What is to be run, rung by rung; the next rung is drawn only when the one before is done."""
+    purse = _Purse(plan.budget)
+    if len(plan.candidates) == len(plan.learning_rates) == 1:
+        yield (_alone(plan, purse),)
+        return
+    middle = middle_of(plan.candidates)
+    raced: list[Trial] = []
+    for rates in (plan.learning_rates[:2], *((rate,) for rate in plan.learning_rates[2:])):
+        rung = purse.pay(_arm(plan, middle, rate) for rate in rates)
+        yield rung
+        raced += [done[spec.key] for spec in rung]
+        if not raced or raced[-1].loss > min(trial.loss for trial in raced):
+            break
+    if not raced:
+        return
+    best = min(raced, key=lambda trial: (trial.loss, trial.spec.recipe.learning_rate))
+    others = [depth for depth in plan.candidates if depth != middle]
+    rung = purse.pay(_arm(plan, depth, best.spec.recipe.learning_rate) for depth in others)
+    yield rung
+    yield _finishes(plan, purse, [trial for trial in (best, *(done[spec.key] for spec in rung)) if not trial.failure])
+
+
+def _arm(plan: Plan, depth: int, rate: float) -> TrialSpec:
+    budget = plan.budget
+    recipe = plan.recipe.model_copy(
+        update={
+            "learning_rate": rate,
+            "head_scale": _head_scale(plan, depth),
+            "schedule": "cosine",
+            "warmup": plan.recipe.warmup * budget.race_epochs / 4,
+        }
+    )
+    return TrialSpec(depth=depth, recipe=recipe, seed=plan.seed, epochs=budget.race_epochs)
+
+
+def _head_scale(plan: Plan, depth: int) -> float:
+    is_head_only = depth == len(plan.budget.live_shares) - 1
+    return 1.0 if is_head_only else SOFT_HEAD
+
+
+def _alone(plan: Plan, purse: _Purse) -> TrialSpec:
+    depth = plan.candidates[0]
+    price = plan.budget.cost(depth, 1)
+    epochs = plan.budget.epochs if price * plan.budget.epochs <= purse.left else math.floor(purse.left / price + 1e-9)
+    recipe = plan.recipe.model_copy(
+        update={
+            "learning_rate": plan.learning_rates[0],
+            "head_scale": _head_scale(plan, depth),
+            "schedule": "cosine",
+        }
+    )
+    return TrialSpec(depth=depth, recipe=recipe, seed=plan.seed, epochs=max(1, epochs))
+
+
+def _finishes(plan: Plan, purse: _Purse, arms: Sequence[Trial]) -> tuple[TrialSpec, ...]:
+    budget = plan.budget
+    cheap = [trial for trial in arms if budget.live_shares[trial.spec.depth] <= CHEAP]
+    dear = [trial for trial in arms if budget.live_shares[trial.spec.depth] > CHEAP]
+    rest = budget.epochs - budget.race_epochs
+    finishes = purse.pay(_continued(trial, rest) for trial in cheap if rest)
+    if dear and not any(all(_leaves_behind(trial, other) for other in dear) for trial in cheap):
+        winner = _ahead(dear)
+        if epochs := affordable_epochs(purse.left, winner.spec.depth, budget):
+            finishes += (_continued(winner, epochs),)
+    return finishes
+
+
+def _continued(trial: Trial, epochs: int) -> TrialSpec:
+    spec = trial.spec
+    return TrialSpec(
+        depth=spec.depth,
+        recipe=spec.recipe,
+        seed=spec.seed,
+        epochs=epochs,
+        parent=spec.key,
+        first_epoch=spec.first_epoch + spec.epochs,
+    )
+
+
+def _leaves_behind(trial: Trial, other: Trial) -> bool:
+    difference, error = paired(other.losses, trial.losses)
+    return difference > 2 * error and trial.accuracy >= other.accuracy
+
+
+def _ahead(arms: Sequence[Trial]) -> Trial:
+    """The lowest validation loss, or the deepest within one paired standard error of it."""
+    best = min(arms, key=lambda trial: (trial.loss, -trial.spec.depth))
+    tied = [trial for trial in arms if _is_within(*paired(trial.losses, best.losses))]
+    return max(tied, key=lambda trial: trial.spec.depth)
+
+
+def paired(ones: Sequence[float], others: Sequence[float]) -> tuple[float, float]:
+    """Mean difference of two lists over the same samples, and its standard error.
+
+    Args:
+        ones: N figures.
+        others: N figures of the same samples.
+
+    Returns:
+        Mean of ones less others, and the standard error of that mean.
+
+    Example:
+        >>> paired([1.0, 2.0, 3.0, 2.0], [1.0, 1.0, 1.0, 1.0])
+        (1.0, 0.408248290463863)
+    """
+    differences = [float(a) - float(b) for a, b in zip(ones, others, strict=True)]
+    n = len(differences)
+    mean = sum(differences) / n
+    spread = sum((d - mean) ** 2 for d in differences) / (n - 1) if n > 1 else 0.0
+    return mean, math.sqrt(spread / n)
+
+
+def _is_within(difference: float, error: float) -> bool:
+    return difference <= error + 1e-12
+
+
+# --- the choice -------------------------------------------------------------------------------
+
+
+RULE = (
+    "Of the depths that were trained to the end, the one with the most right answers on the validation part leads. The "
+    "deepest one that is within one standard error of it, paired by sample, both in accuracy and in loss, is chosen: "
+    "accuracy has the last word, and a loss that is clearly worse breaks what looks like a tie."
+)
+
+
+def choose(graph: CutGraph, trials: Iterable[Trial]) -> Choice:
+    """Pick the depth: the most accurate, or the deepest that cannot be told from it.
+
+    A depth whose accuracy is within one paired standard error of the leader's counts as equal
+    only if its loss is, too. A leader is never given up for its loss alone: networks trained
+    for long are sure of themselves, and right.
+
+    Args:
+        graph: The network's stages and cuts.
+        trials: What happened, in any order.
+
+    Returns:
+        The choice, its rule, its reason in words, and its rivals.
+
+    Raises:
+        AllTrialsFailed: No trial finished.
+
+    Example:
+        >>> import torch
+        >>> graph = fl.trace(torch.nn.Sequential(torch.nn.Linear(4, 4), torch.nn.Linear(4, 2)), torch.ones(2, 4))
+        >>> deep, full = (
+        ...     Trial(
+        ...         spec=TrialSpec(depth=depth, recipe=Recipe(), seed=0, epochs=5), losses=(0.1, 0.2), hits=(True, True)
+        ...     )
+        ...     for depth in (1, 0)
+        ... )
+        >>> fl.choose(graph, [full, deep]).depth
+        1
+
+    Source:
+        The rule of one standard error is Breiman et al., Classification and regression trees, 1984,
+        section 3.4.3; here it is paired by sample.
+    """
+    trials = tuple(_by_key(trials).values())
+    arms = _furthest(trials)
+    if not arms:
+        failures = tuple(sorted({str(trial.failure) for trial in trials}))
+        raise AllTrialsFailed(
+            f"AllTrialsFailed: none of {len(trials)} trials finished: {'; '.join(failures) or 'none was run'}. "
+            "If the loss is not finite, look at the input's scale and at the weights; the network's own output on "
+            "the training pictures must be finite.",
+            failures=failures,
+        )
+    finished = _finished(arms, trials)
+    leader = max(finished, key=lambda trial: (trial.accuracy, -trial.loss, trial.spec.depth))
+    tied = [
+        trial
+        for trial in finished
+        if _is_within(*paired(leader.hits, trial.hits)) and _is_within(*paired(trial.losses, leader.losses))
+    ]
+    picked = max(tied, key=lambda trial: trial.spec.depth)
+    duels = [_Duel(trial, _peer(picked, trial, trials)) for trial in arms if trial is not picked]
+    return Choice(
+        depth=picked.spec.depth,
+        stage_name=graph.stage_name(picked.spec.depth),
+        max_depth=graph.max_depth,
+        trial=picked.spec.key,
+        rule=RULE,
+        reason=_reason(graph, picked, duels),
+        rivals=tuple(_rival(graph, duel) for duel in duels),
+    )
+
+
+class _Duel(NamedTuple):
+    """A rival and the trial of the chosen depth that it is fairly compared with."""
+
+    rival: Trial
+    peer: Trial
+
+
+def _furthest(trials: Iterable[Trial]) -> list[Trial]:
+    """The trial of each depth that was trained longest, by depth; of two, the one with the lower loss."""
+    best: dict[int, Trial] = {}
+    for trial in sorted(trials, key=lambda trial: trial.spec.key):
+        if trial.failure or not trial.losses:
+            continue
+        held = best.get(trial.spec.depth)
+        if held is None or (-epochs_of(trial), trial.loss) < (-epochs_of(held), held.loss):
+            best[trial.spec.depth] = trial
+    return [best[depth] for depth in sorted(best)]
+
+
+def _finished(arms: Sequence[Trial], trials: Iterable[Trial]) -> Sequence[Trial]:
+    """Those that were meant to go no further; an arm that left the race early is no candidate."""
+    continued = {trial.spec.parent for trial in trials}
+    return [trial for trial in arms if trial.spec.parent or trial.spec.key in continued] or arms
+
+
+def _peer(picked: Trial, rival: Trial, trials: Iterable[Trial]) -> Trial:
+    """The chosen depth after as many epochs as the rival had, where there is such a trial."""
+    same = [
+        trial
+        for trial in trials
+        if trial.spec.depth == picked.spec.depth and epochs_of(trial) == epochs_of(rival) and not trial.failure
+    ]
+    shorter = epochs_of(rival) < epochs_of(picked) and not rival.spec.parent
+    return min(same, key=lambda trial: (trial.loss, trial.spec.key)) if shorter and same else picked
+
+
+def epochs_of(trial: Trial) -> int:
+    """Epochs trained, those of the parents included.
+
+    Example:
+        >>> epochs_of(Trial(spec=TrialSpec(depth=1, recipe=Recipe(), seed=0, epochs=2, first_epoch=3)))
+        5
+    """
+    return trial.spec.first_epoch + trial.spec.epochs
+
+
+def _rival(graph: CutGraph, duel: _Duel) -> Rival:
+    trial = duel.rival
+    difference, error = paired(trial.losses, duel.peer.losses)
+    low, high = wilson(sum(trial.hits), len(trial.hits))
+    return Rival(
+        depth=trial.spec.depth,
+        stage_name=graph.stage_name(trial.spec.depth),
+        epochs=epochs_of(trial),
+        accuracy=trial.accuracy,
+        low=low,
+        high=high,
+        loss=trial.loss,
+        loss_difference=difference,
+        standard_error=error,
+        verdict=_verdict(duel),
+    )
+
+
+def _verdict(duel: _Duel) -> str:
+    trial, peer = duel
+    points, error = (100 * figure for figure in paired(peer.hits, trial.hits))
+    own, against = epochs_of(trial), epochs_of(peer)
+    after = f"after {_epochs(own)} " + ("each, " if own == against else f"against {against}, ")
+    if abs(points) <= error:
+        if trial.spec.depth < peer.spec.depth:
+            return f"{after}as accurate, but it trains more"
+        worse, _ = paired(trial.losses, peer.losses)
+        return f"{after}as accurate, but {'with a higher loss' if worse > 0 else 'it did not go on'}"
+    return f"{after}{abs(points):.1f} points {'worse' if points > 0 else 'better'} (standard error {error:.1f})"
+
+
+def _reason(graph: CutGraph, picked: Trial, duels: Sequence[_Duel]) -> str:
+    """One sentence that a person who is no expert follows."""
+    low, high = wilson(sum(picked.hits), len(picked.hits))
+    depth, whole = picked.spec.depth, graph.max_depth
+    begin = f"Freeze {depth} of {whole} stages" if depth else "Freeze nothing"
+    if depth == whole:
+        begin = f"Freeze all {whole} stages and train the head only"
+    parts = [f"{begin}: validation accuracy {interval(picked.accuracy, low, high)}"]
+    more = [duel for duel in duels if duel.rival.spec.depth > depth]
+    less = [duel for duel in duels if duel.rival.spec.depth < depth]
+    if more:
+        parts.append(f"freezing more {_outcome(more)}")
+    if less:
+        nearest = max(duel.rival.spec.depth for duel in less)
+        times = (1.0 - graph.frozen_share(nearest)) / max(1.0 - graph.frozen_share(depth), 1e-9)
+        costs = f" and costs {times:.1f} times as much" if times < 100 else " and costs far more"
+        parts.append(f"freezing less {_outcome(less)}{costs}")
+    return "; ".join(parts) + "."
+
+
+def _outcome(duels: Sequence[_Duel]) -> str:
+    early = [
+        epochs_of(duel.rival) for duel in duels if duel.rival.spec.parent is None and duel.peer.spec.parent is None
+    ]
+    judged = (
+        f" ({'judged' if len(early) == len(duels) else 'in part judged'} after {_epochs(early[0])})" if early else ""
+    )
+    differences = [paired(duel.peer.hits, duel.rival.hits) for duel in duels]
+    if all(abs(difference) <= error for difference, error in differences):
+        return f"gains nothing measurable{judged}"
+    low, high = (100 * pick(difference for difference, _ in differences) for pick in (min, max))
+    if low < 0 < high:
+        return f"changes accuracy by {-high:+.1f} to {-low:+.1f} points{judged}"
+    verb, least, most = ("loses", low, high) if high > 0 else ("gains", -high, -low)
+    return f"{verb} {f'{least:.1f}–' if f'{least:.1f}' != f'{most:.1f}' else ''}{most:.1f} points{judged}"
+
+
+def _epochs(number: int) -> str:
+    return f"{number} epoch" if number == 1 else f"{number} epochs"

@@ -1,0 +1,438 @@
+"""The one training loop: a live part, its rows, a recipe."""
+
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save
+from torch import nn
+from torch.nn import functional as F
+
+from frostline.data import Rows
+from frostline.errors import WeightsDoNotFit
+from frostline.events import Event, Listener, silent
+from frostline.files import write_whole
+from frostline.records import EpochPoint, Recipe, Trial, TrialSpec
+
+CHECKED_EVERY = 16
+"""Steps between two looks at the loss; on an accelerator each look waits for all work before it."""
+
+
+def tune(
+    live: nn.Module,
+    train: Rows,
+    train_labels: torch.Tensor,
+    valid: Rows,
+    valid_labels: torch.Tensor,
+    *,
+    spec: TrialSpec,
+    save_to: Path,
+    head: str | None = None,
+    warm: Path | None = None,
+    start: Path | None = None,
+    flops_per_sample: float = 0.0,
+    listener: Listener = silent,
+) -> Trial:
+    """Train a live part for one rung, and keep its best and its last state.
+
+    The live part is trained in place and holds the best weights when the call returns. Everything
+    random follows from the seed and the number of the epoch, counted over all parents: two rungs
+    of two and three epochs at a constant rate give the same bits as one rung of five, and every
+    depth sees the same mini-batches.
+
+    Args:
+        live: The part above the cut; maps wires to outputs (B, K).
+        train: N rows to learn from. Epoch e reads view e - 1, modulo the number of views.
+        train_labels: (N,) class numbers.
+        valid: Rows that pick the best epoch.
+        valid_labels: Their class numbers.
+        spec: What is asked for.
+        save_to: File for the best weights, the last weights and the optimizer's state.
+        head: Dotted name of the head, which has its own learning rate; None trains all at one.
+        warm: File with the head's "weight" and "bias" to start from where there is no parent.
+        start: File that the parent trial saved; needed where `spec.parent` is set.
+        flops_per_sample: Forward operations of the live part for one sample.
+        listener: Hears of the steps and of each epoch's loss.
+
+    Returns:
+        What happened. A loss that is not finite ends the trial early and is its `failure`.
+
+    Raises:
+        WeightsDoNotFit: The warm head or the parent's state has other names or shapes.
+
+    Example:
+        >>> import torch
+        >>> from frostline.records import Recipe, TrialSpec
+        >>> x = torch.randn(40, 4, generator=torch.Generator().manual_seed(0))
+        >>> part = fl.TensorSamples(x, (x[:, 0] > 0).long())
+        >>> spec = TrialSpec(depth=0, recipe=Recipe(learning_rate=0.05), seed=0, epochs=3)
+        >>> net = torch.nn.Linear(4, 2)
+        >>> trial = fl.tune(net, part, part.labels, part, part.labels, spec=spec, save_to=tmp / "trial.safetensors")
+        >>> [point.epoch for point in trial.curve], trial.failure
+        ([0, 1, 2, 3], None)
+
+    Source:
+        Loshchilov and Hutter, Decoupled weight decay regularization, 2019; the warm head is Kumar
+        et al., Fine-tuning can distort pretrained features and underperform out-of-distribution, 2022.
+    """
+    begun = time.perf_counter()
+    trainee = _Trainee(live, spec, head, listener)
+    best: _Best | None = None
+    if start is not None:
+        best = _take_over(trainee, start)
+    elif warm is not None and head is not None:
+        _lay_head(live, head, warm, scale=spec.recipe.head_scale)
+    curve: list[EpochPoint] = []
+    samples, failure = 0, None
+    try:
+        for epoch in range(spec.first_epoch + (spec.parent is not None), spec.first_epoch + spec.epochs + 1):
+            since = time.perf_counter()
+            loss, rate = None, 0.0
+            if epoch > spec.first_epoch:
+                samples += _BACKWARD_TOO * len(train)
+                loss, rate = trainee.learn(train, train_labels, epoch)
+            samples += len(valid)
+            losses, hits = trainee.check(valid, valid_labels, epoch)
+            point = EpochPoint(
+                epoch=epoch,
+                train_loss=loss,
+                valid_loss=_mean(losses),
+                valid_accuracy=_mean(hits),
+                learning_rate=rate,
+                seconds=time.perf_counter() - since,
+            )
+            curve.append(point)
+            if best is None or point.valid_loss < _mean(best.losses):
+                best = _Best(epoch, losses, hits, _cloned(live))
+        assert best is not None
+        _save(trainee, best, save_to)
+        _fill(live, best.weights, save_to)
+    except _Diverged as diverged:
+        failure = str(diverged)
+    live.eval()
+    return Trial(
+        spec=spec,
+        curve=tuple(curve),
+        best_epoch=best.epoch if best else 0,
+        losses=tuple(best.losses.tolist()) if best else (),
+        hits=tuple(best.hits.tolist()) if best else (),
+        seconds=time.perf_counter() - begun,
+        flops=samples * flops_per_sample,
+        weights=None if failure else save_to.name,
+        failure=failure,
+    )
+
+
+_BACKWARD_TOO = 3
+"""A training step counts as three forward passes: one forward, two backward."""
+
+
+class _Diverged(Exception):
+    """The loss is not finite; the message becomes the trial's failure."""
+
+
+@dataclass(frozen=True)
+class _Best:
+    """The epoch with the lowest validation loss so far."""
+
+    epoch: int
+    losses: torch.Tensor
+    hits: torch.Tensor
+    weights: dict[str, torch.Tensor]
+
+
+class _Trainee:
+    """A live part with its optimizer, for one rung."""
+
+    def __init__(self, live: nn.Module, spec: TrialSpec, head: str | None, listener: Listener) -> None:
+        self.live = live
+        self.spec = spec
+        self.listener = listener
+        self.device = next(live.parameters()).device
+        self.optimizer = optimizer_for(live, spec.recipe, head=head)
+        self.peaks = [group["lr"] for group in self.optimizer.param_groups]
+
+    def learn(self, rows: Rows, labels: torch.Tensor, epoch: int) -> tuple[float, float]:
+        """Train for one epoch; returns the mean loss in nats and the learning rate at its end."""
+        batches = _batches(len(rows), self.spec, epoch)
+        steps, total = len(batches), torch.zeros((), device=self.device)
+        before, view = (epoch - self.spec.first_epoch - 1) * steps, (epoch - 1) % rows.views
+        note = f"depth {self.spec.depth}, epoch {epoch} of {self.spec.first_epoch + self.spec.epochs}"
+        _train_mode(self.live, self.spec.recipe)
+        factor = 0.0
+        with _own_randomness(_mixed(self.spec.seed, epoch), self.device):
+            for done, batch in enumerate(batches, start=1):
+                factor = _factor(self.spec, steps, before + done)
+                for group, peak in zip(self.optimizer.param_groups, self.peaks, strict=True):
+                    group["lr"] = peak * factor
+                inputs = self._here(rows.read(batch.tolist(), view))
+                loss = _step(self.live, self.optimizer, inputs, labels[batch].to(self.device), self.spec.recipe)
+                total += loss * len(batch)
+                if done % CHECKED_EVERY == 0 or done == steps:
+                    seen = _finite(float(total), f"training loss in epoch {epoch}, by step {done} of {steps}")
+                    seen /= min(done * self.spec.recipe.batch_size, len(rows))
+                    self.listener(Event(phase="train", note=note, done=done, total=steps, unit="steps", value=seen))
+        return float(total) / len(rows), self.spec.recipe.learning_rate * factor
+
+    def check(self, rows: Rows, labels: torch.Tensor, epoch: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Loss in nats and hit of each row, in eval mode."""
+        size, losses, hits = self.spec.recipe.batch_size, [], []
+        self.live.eval()
+        with torch.no_grad():
+            for first in range(0, len(rows), size):
+                inputs = self._here(rows.read(range(first, min(first + size, len(rows)))))
+                own, outputs = labels[first : first + size], self.live(*inputs).float().cpu()
+                losses.append(F.cross_entropy(outputs, own, reduction="none"))
+                hits.append(outputs.argmax(dim=1) == own)
+        found = torch.cat(losses)
+        _finite(float(found.sum()), f"validation loss after epoch {epoch}")
+        return found, torch.cat(hits)
+
+    def _here(self, inputs: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
+        return tuple(tensor.to(self.device) for tensor in inputs)
+
+
+def optimizer_for(live: nn.Module, recipe: Recipe, *, head: str | None) -> torch.optim.AdamW:
+    """Make AdamW over the live parameters: the head at its own rate, decay on weights only.
+
+    Args:
+        live: The part above the cut.
+        recipe: Rates and decay.
+        head: Dotted name of the head, or None.
+
+    Returns:
+        An optimizer of up to four groups.
+
+    Example:
+        >>> import torch
+        >>> from frostline.records import Recipe
+        >>> net = torch.nn.Sequential(torch.nn.Linear(3, 3), torch.nn.Linear(3, 2))
+        >>> len(optimizer_for(net, Recipe(), head="1").param_groups)
+        4
+    """
+    groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
+    for name, parameter in live.named_parameters():
+        if parameter.requires_grad:
+            in_head = head is not None and name.startswith(f"{head}.")
+            groups.setdefault((in_head, parameter.ndim >= 2), []).append(parameter)
+    device = next(live.parameters()).device
+    return torch.optim.AdamW(
+        [
+            {
+                "params": parameters,
+                "lr": recipe.head_learning_rate if in_head else recipe.learning_rate,
+                "weight_decay": recipe.weight_decay if is_weight else 0.0,
+            }
+            for (in_head, is_weight), parameters in groups.items()
+        ],
+        fused=device.type in ("cpu", "cuda"),
+    )
+
+
+def train_step(
+    live: nn.Module, inputs: tuple[torch.Tensor, ...], labels: torch.Tensor, *, recipe: Recipe, head: str | None
+) -> Callable[[], None]:
+    """Make a call that does one step of training on one batch, to be timed.
+
+    Args:
+        live: The part above the cut; each call trains it.
+        inputs: Wires of one batch (B, ...).
+        labels: (B,) class numbers.
+        recipe: How to train.
+        head: Dotted name of the head, or None.
+
+    Returns:
+        A function without arguments.
+
+    Example:
+        >>> import torch
+        >>> from frostline.records import Recipe
+        >>> net = torch.nn.Linear(3, 2)
+        >>> train_step(net, (torch.ones(4, 3),), torch.zeros(4, dtype=torch.int64), recipe=Recipe(), head=None)()
+    """
+    optimizer = optimizer_for(live, recipe, head=head)
+    _train_mode(live, recipe)
+    device = next(live.parameters()).device
+
+    def step() -> None:
+        with _own_randomness(0, device):
+            # Live parts may write into what they are given.
+            _step(live, optimizer, tuple(tensor.clone() for tensor in inputs), labels, recipe)
+
+    return step
+
+
+def load_best(live: nn.Module, file: Path) -> None:
+    """Put the best weights of a trial into its live part.
+
+    Args:
+        live: A live part of the same cut.
+        file: The file that the trial saved.
+
+    Raises:
+        WeightsDoNotFit: The file belongs to another network or cut.
+
+    Example:
+        >>> import torch
+        >>> from safetensors.torch import save_file
+        >>> net = torch.nn.Linear(1, 1)
+        >>> save_file({"best/weight": torch.ones(1, 1), "best/bias": torch.ones(1)}, tmp / "state.safetensors")
+        >>> load_best(net, tmp / "state.safetensors")
+        >>> net.bias.tolist()
+        [1.0]
+    """
+    _fill(live, _under("best", load_file(file)), file)
+
+
+def _step(
+    live: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    inputs: tuple[torch.Tensor, ...],
+    labels: torch.Tensor,
+    recipe: Recipe,
+) -> torch.Tensor:
+    loss = F.cross_entropy(live(*inputs), labels)
+    optimizer.zero_grad(set_to_none=True)
+    torch.autograd.backward(loss)
+    nn.utils.clip_grad_norm_(
+        [parameter for group in optimizer.param_groups for parameter in group["params"]], recipe.clip_norm
+    )
+    optimizer.step()
+    return loss.detach()
+
+
+def _batches(samples: int, spec: TrialSpec, epoch: int) -> list[torch.Tensor]:
+    """Row numbers of each mini-batch; the same at every depth."""
+    generator = torch.Generator().manual_seed(_mixed(spec.seed, epoch))
+    batches = list(torch.split(torch.randperm(samples, generator=generator), spec.recipe.batch_size))
+    if spec.recipe.norm_mode == "train" and len(batches) > 1 and len(batches[-1]) == 1:
+        # Batch norm has no statistics of a single vector.
+        batches[-2:] = [torch.cat(batches[-2:])]
+    return batches
+
+
+def _factor(spec: TrialSpec, steps: int, done: int) -> float:
+    """Share of the peak rate at a step, counted from 1 within the rung."""
+    total = spec.epochs * steps
+    rise = min(round(spec.recipe.warmup * steps), total) if spec.parent is None else 0
+    if done <= rise:
+        return done / rise
+    if spec.recipe.schedule == "constant":
+        return 1.0
+    return 0.5 * (1.0 + math.cos(math.pi * (done - rise - 1) / max(1, total - rise)))
+
+
+def _train_mode(live: nn.Module, recipe: Recipe) -> None:
+    """Train mode, but norms with running statistics keep them where the recipe says so.
+
+    Only the norms: an attention bias that LeViT keeps in eval mode would go stale.
+    """
+    live.train()
+    if recipe.norm_mode == "eval":
+        for module in live.modules():
+            if getattr(module, "running_mean", None) is not None:
+                module.training = False
+
+
+def _mixed(seed: int, epoch: int) -> int:
+    return (seed * 1_000_003 + epoch) % 2**63
+
+
+@contextmanager
+def _own_randomness(seed: int, device: torch.device) -> Iterator[None]:
+    """Dropout draws from this seed inside, and the caller's state is put back."""
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        torch.default_generator.manual_seed(seed)
+        if device.type == "cuda":
+            with torch.cuda.device(device):
+                torch.cuda.manual_seed(seed)
+        yield
+
+
+def _finite(value: float, what: str) -> float:
+    if not math.isfinite(value):
+        raise _Diverged(f"the {what} is {value}")
+    return value
+
+
+def _mean(values: torch.Tensor) -> float:
+    return float(values.double().mean())
+
+
+def _cloned(live: nn.Module) -> dict[str, torch.Tensor]:
+    return {name: tensor.detach().clone() for name, tensor in live.state_dict().items()}
+
+
+def _lay_head(live: nn.Module, head: str, warm: Path, *, scale: float) -> None:
+    """Write the warm head, scaled, into the head; a head without a bias takes the weight alone."""
+    own = dict[str, torch.Tensor](live.get_submodule(head).named_parameters(recurse=False))
+    given = load_file(warm)
+    _fit(own, {name: scale * tensor for name, tensor in given.items() if name in own}, warm)
+
+
+def _save(trainee: _Trainee, best: _Best, file: Path) -> None:
+    names: dict[torch.Tensor, str] = {parameter: name for name, parameter in trainee.live.named_parameters()}
+    tensors = {
+        "valid/epoch": torch.tensor(best.epoch),
+        "valid/losses": best.losses,
+        "valid/hits": best.hits,
+    }
+    tensors |= {f"best/{name}": tensor for name, tensor in best.weights.items()}
+    tensors |= {f"last/{name}": tensor for name, tensor in trainee.live.state_dict().items()}
+    for parameter, state in trainee.optimizer.state.items():
+        tensors |= {f"optimizer/{kind}/{names[parameter]}": tensor for kind, tensor in state.items()}
+    # Tied weights are one storage under two names, which safetensors refuses; a clone each is right on reading, too.
+    write_whole(file, save({name: tensor.detach().cpu().clone().contiguous() for name, tensor in tensors.items()}))
+
+
+def _take_over(trainee: _Trainee, start: Path) -> _Best:
+    """Load a parent's last weights and optimizer, and its best epoch as the one to beat."""
+    tensors = load_file(start)
+    _fill(trainee.live, _under("last", tensors), start)
+    for name, parameter in trainee.live.named_parameters():
+        state = {
+            kind: tensors[key]
+            for kind in ("step", "exp_avg", "exp_avg_sq")
+            if (key := f"optimizer/{kind}/{name}") in tensors
+        }
+        if state:
+            # Fused AdamW walks the memory of weight, gradient and moments side by side, so their order must agree.
+            trainee.optimizer.state[parameter] = {
+                kind: tensor.to(parameter.device) if kind == "step" else torch.empty_like(parameter).copy_(tensor)
+                for kind, tensor in state.items()
+            }
+    return _Best(
+        epoch=int(tensors["valid/epoch"]),
+        losses=tensors["valid/losses"],
+        hits=tensors["valid/hits"],
+        weights=_under("best", tensors),
+    )
+
+
+def _under(part: str, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return {name.removeprefix(f"{part}/"): tensor for name, tensor in tensors.items() if name.startswith(f"{part}/")}
+
+
+def _fill(live: nn.Module, tensors: dict[str, torch.Tensor], file: Path) -> None:
+    _fit(live.state_dict(), tensors, file)
+
+
+def _fit(own: Mapping[str, torch.Tensor], tensors: dict[str, torch.Tensor], file: Path) -> None:
+    """Copy tensors of the same names and shapes, keeping the memory order of those that are there."""
+    shapes = [{name: tuple(tensor.shape) for name, tensor in side.items()} for side in (own, tensors)]
+    if shapes[0] != shapes[1]:
+        other = sorted(name for name in shapes[0] | shapes[1] if shapes[0].get(name) != shapes[1].get(name))
+        raise WeightsDoNotFit(
+            f"WeightsDoNotFit: {file} and the live part differ in {', '.join(other[:5])}"
+            f"{f' and {len(other) - 5} more' if len(other) > 5 else ''}. "
+            "Use a file that a trial at this depth saved.",
+            file=file,
+            names=tuple(other),
+        )
+    with torch.no_grad():
+        for name, tensor in own.items():
+            tensor.copy_(tensors[name])

@@ -1,0 +1,621 @@
+"""The command line, with fakes in place of the rooms; whole runs are in the slow lane below."""
+
+import inspect
+import io
+import json
+import logging
+import os
+import signal
+import subprocess
+import sys
+import warnings
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+from rich.console import Console
+from typer.testing import CliRunner
+
+import frostline as fl
+from frostline import cli
+from frostline.errors import ClassTooSmall, NotARun, RunBusy
+from frostline.events import Event
+from frostline.records import (
+    Budget,
+    Choice,
+    Cost,
+    Cut,
+    CutGraph,
+    DataSummary,
+    EngineReport,
+    Forecast,
+    Plan,
+    Rates,
+    Recipe,
+    Record,
+    Score,
+    Stage,
+)
+
+PLAN = Plan(
+    budget=Budget(limit=1.0, reserve=0.1, epochs=10, race_epochs=1, live_shares=(1.0, 0.4)),
+    rates=Rates(
+        step_seconds=0.1,
+        step_low=0.1,
+        step_high=0.2,
+        stage_seconds=(0.6, 0.4),
+        score_seconds=0.01,
+        engine=EngineReport(engine="torch", why="openvino is not installed"),
+        threads=2,
+        torch="2.14",
+    ),
+    recipe=Recipe(),
+    candidates=(0, 1),
+    learning_rates=(1e-3,),
+    forecasts=(
+        Forecast(
+            depth=1,
+            stage_name="layer[red]",
+            parameters=1234,
+            store_bytes=5_000_000,
+            store_seconds=3.0,
+            train_seconds=125.0,
+            full_finetunes=0.42,
+            accuracy=0.875,
+            is_candidate=True,
+        ),
+    ),
+    seconds=200.0,
+    store_bytes=5_000_000,
+    full_finetune_seconds=300.0,
+    seed=0,
+    notes=("few samples",),
+)
+
+GRAPH = CutGraph(
+    model="Tiny",
+    batch=2,
+    stages=(
+        Stage(index=0, name="stem", keys=("stem.weight",), parameters=100, flops=750),
+        Stage(index=1, name="middle", keys=("middle.weight",), parameters=10, flops=150),
+        Stage(index=2, name="head", keys=("head.weight",), parameters=20, flops=100),
+    ),
+    cuts=(
+        Cut(depth=0, name="", wires=(), bytes_per_sample=3072),
+        Cut(depth=1, name="stem", wires=(), bytes_per_sample=2048),
+        Cut(depth=2, name="middle", wires=(), bytes_per_sample=64, blocked="tied: `stem.weight`"),
+    ),
+)
+
+
+class FakeResult:
+    choice = Choice(
+        depth=9, stage_name="blocks.3.2", max_depth=18, trial="t", rule="r", reason="Depth 9 scored best by far."
+    )
+    test = Score(
+        samples=200,
+        accuracy=0.97,
+        low=0.94,
+        high=0.99,
+        balanced_accuracy=0.97,
+        loss=0.1,
+        confusion=((1,),),
+        losses=(),
+        predictions=(),
+        confidences=(),
+    )
+    cost = Cost(
+        seconds=62.0,
+        flops=5.0,
+        full_finetune_seconds=100.0,
+        full_finetune_flops=10.0,
+        by_phase=(("train", 50.0),),
+    )
+    report = Path("runs/x/report.html")
+
+    def summary(self):
+        return {"depth": 9, "max_depth": 18, "report": str(self.report)}
+
+
+SUMMARY = DataSummary(
+    name="photos",
+    classes=("cat", "<script>"),
+    counts=((6, 2, 2), (6, 2, 2)),
+    duplicates=(("a.png", "b.png"),),
+    conflicts=(("a.png", "b.png"),),
+    skipped=(("broken.png", "truncated"),),
+)
+
+
+@pytest.fixture
+def runner(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    return CliRunner()
+
+
+@pytest.fixture
+def replace(monkeypatch):
+    """Put a fake in the place of a public function, without loading the module that owns it."""
+    return lambda name, fake: monkeypatch.setitem(fl.__dict__, name, fake)
+
+
+@pytest.fixture
+def rooms(replace):
+    """Fakes of the functions behind `fit` and `plan`; returns what they were called with."""
+    calls = {}
+
+    def load_task(data, **arguments):
+        calls["load_task"] = {"data": data, **arguments}
+        arguments["listener"](Event(phase="read", done=1, total=2, unit="pictures"))
+        return SimpleNamespace(summary=SUMMARY)
+
+    def fit(task, **arguments):
+        calls["fit"] = arguments
+        folder = arguments["out"]
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "plan.json").write_text(json.dumps({"schema": 1, **PLAN.model_dump()}))
+        arguments["listener"](Event(phase="measure", note="plan written"))
+        arguments["listener"](Event(phase="train", note="depth 9", done=1, total=4, unit="epochs", value=0.25))
+        return FakeResult()
+
+    def plan(task, **arguments):
+        calls["plan"] = arguments
+        return PLAN
+
+    replace("load_task", load_task)
+    replace("fit", fit)
+    replace("plan", plan)
+    return calls
+
+
+# --- every command is a public function with its arguments ------------------------------------
+
+NOT_ON_THE_COMMAND_LINE = {"task", "listener", "folder"}
+
+
+def parameters(*functions):
+    return {
+        name: parameter.default
+        for function in functions
+        for name, parameter in inspect.signature(function).parameters.items()
+        if name not in NOT_ON_THE_COMMAND_LINE
+    }
+
+
+@pytest.mark.parametrize(
+    ("command", "names"),
+    [
+        (cli.fit, ["load_task", "fit"]),
+        (cli.plan, ["load_task", "plan"]),
+        (cli.look, ["look"]),
+        (cli.predict, ["predict"]),
+        (cli.report, ["report"]),
+        (cli.demo, ["demo"]),
+    ],
+    ids=lambda value: getattr(value, "__name__", None),
+)
+def test_command_has_the_arguments_and_defaults_of_its_public_functions(command, names):
+    offered = parameters(command)
+
+    offered.pop("as_json")
+    offered.pop("format", None)
+
+    assert offered == parameters(*(getattr(fl, name) for name in names))
+
+
+# --- fit --------------------------------------------------------------------------------------
+
+
+def test_fit_hands_every_option_on(runner, rooms):
+    options = (
+        "fit photos --model timm:x --out r --depth 3 --budget .5 --image-size 96 --views 2 --epochs 4 --seed 7 "
+        "--valid .1 --test .3 --engine torch --weights w.pth --skip-bad"
+    )
+
+    outcome = runner.invoke(cli.app, options.split())
+
+    assert outcome.exit_code == 0, outcome.output
+    load, fit = rooms["load_task"], rooms["fit"]
+    assert load.pop("listener")
+    assert fit.pop("listener")
+    assert load == {
+        "data": "photos",
+        "model": "timm:x",
+        "image_size": 96,
+        "weights": Path("w.pth"),
+        "valid": 0.1,
+        "test": 0.3,
+        "seed": 7,
+        "skip_bad": True,
+        "folder": Path("r/pictures"),
+    }
+    assert fit == {
+        "depth": 3,
+        "budget": 0.5,
+        "epochs": 4,
+        "views": 2,
+        "seed": 7,
+        "engine": "torch",
+        "out": Path("r"),
+    }
+
+
+def test_fit_prints_the_plan_before_the_choice(runner, rooms):
+    outcome = runner.invoke(cli.app, ["fit", "photos"])
+
+    assert outcome.stdout.index("The plan") < outcome.stdout.index("Depth 9 of 18")
+    assert "At most 3 min 20 s and 5.0 MB of disk; budget 1.00 full fine-tunes, of 10 epochs" in outcome.stdout
+    assert "few samples" in outcome.stdout
+
+
+def test_fit_ends_with_choice_interval_cost_and_report(runner, rooms):
+    outcome = runner.invoke(cli.app, ["fit", "photos"])
+
+    assert outcome.stdout.splitlines()[-5:] == [
+        "Depth 9 of 18, frozen up to blocks.3.2.",
+        "Depth 9 scored best by far.",
+        "Test accuracy 0.970 (95 % interval 0.940 to 0.990, 200 samples)",
+        "Cost 0.62 full fine-tunes by seconds (62 s), 0.50 by counted operations",
+        "Report runs/x/report.html",
+    ]
+
+
+def test_fit_as_json_prints_the_record_only(runner, rooms):
+    outcome = runner.invoke(cli.app, ["fit", "photos", "--json"])
+
+    assert json.loads(outcome.stdout) == FakeResult().summary()
+    assert "The plan" in outcome.stderr
+
+
+def test_fit_tells_of_duplicates_conflicts_and_skipped_files(runner, rooms):
+    outcome = runner.invoke(cli.app, ["fit", "photos"])
+
+    assert "photos: 20 samples of 2 classes (12 train, 4 validation, 4 test)" in outcome.stderr
+    assert "same bytes; each stays in one part: a.png = b.png" in outcome.stderr
+    assert "1 of them carry more than one label" in outcome.stderr
+    assert "broken.png: truncated" in outcome.stderr
+
+
+def test_stage_names_are_shown_as_text(runner, rooms):
+    outcome = runner.invoke(cli.app, ["plan", "photos"])
+
+    assert "layer[red]" in outcome.stdout
+
+
+def test_same_command_finds_its_folder_again(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("photos").mkdir()
+
+    folder = cli.default_out("photos", seed=0, weights=None)
+
+    assert folder == cli.default_out("./photos/", weights=None, seed=0)
+    assert folder == cli.default_out(str(tmp_path / "photos"), seed=0, weights=None)
+    assert folder.parts[0] == "runs"
+    assert folder.name.startswith("photos-")
+
+
+def test_other_arguments_get_another_folder():
+    folders = {cli.default_out("photos", seed=seed, model=model) for seed in (0, 1) for model in ("a", "b")}
+
+    assert len(folders) == 4
+
+
+def test_run_folder_of_a_strange_name_stays_inside_runs():
+    folder = cli.default_out("owner/../na me", seed=0)
+
+    assert folder.parent == Path("runs")
+    assert " " not in folder.name
+
+
+# --- the other commands -----------------------------------------------------------------------
+
+
+def test_look_lists_every_stage_with_what_its_cut_costs(runner, replace):
+    replace("look", lambda model, *, image_size, weights, outputs: GRAPH)
+
+    lines = runner.invoke(cli.app, ["look", "tiny"]).stdout.splitlines()
+
+    assert [line.split()[0] for line in lines[2:]] == ["0", "1", "2", "3"]
+    assert lines[3].split() == ["1", "stem", "100", "75.0", "%", "2.0", "kB", "open"]
+    assert lines[4].rstrip().endswith("tied: `stem.weight`")
+    assert lines[5].rstrip().endswith("the head, always live")
+
+
+def test_look_as_json_prints_the_graph(runner, replace):
+    replace("look", lambda model, *, image_size, weights, outputs: GRAPH)
+
+    outcome = runner.invoke(cli.app, ["look", "tiny", "--json"])
+
+    assert CutGraph.model_validate_json(outcome.stdout) == GRAPH
+
+
+def test_plan_as_json_prints_the_plan(runner, rooms):
+    outcome = runner.invoke(cli.app, ["plan", "photos", "--json", "--depth", "-1"])
+
+    assert Plan.model_validate_json(outcome.stdout) == PLAN
+    assert rooms["plan"]["depth"] == -1
+
+
+class Guess(Record):
+    path: str
+    label: str
+    probability: float
+
+
+def test_predict_writes_csv_that_keeps_commas_and_escapes_what_cannot_be_encoded(runner, replace):
+    guesses = (Guess(path="a, b.png", label="cat", probability=0.5), Guess(path="\udcff.png", label="x", probability=1))
+    replace("predict", lambda run, paths, *, batch_size, listener: guesses)
+
+    outcome = runner.invoke(cli.app, ["predict", "run", "a, b.png"])
+
+    assert outcome.stdout == 'path,label,probability\n"a, b.png",cat,0.500000\n\\udcff.png,x,1.000000\n'
+
+
+@pytest.mark.parametrize("option", [["--json"], ["--format", "json"]])
+def test_predict_writes_json(runner, replace, option):
+    replace("predict", lambda run, paths, *, batch_size, listener: (Guess(path="é.png", label="cat", probability=0.5),))
+
+    outcome = runner.invoke(cli.app, ["predict", "run", "é.png", *option])
+
+    assert json.loads(outcome.stdout) == [{"path": "é.png", "label": "cat", "probability": 0.5}]
+
+
+def test_report_prints_where_it_is(runner, replace):
+    replace("report", lambda run: run / "report.html")
+
+    assert runner.invoke(cli.app, ["report", "run"]).stdout == "run/report.html\n"
+    assert json.loads(runner.invoke(cli.app, ["report", "run", "--json"]).stdout) == {"report": "run/report.html"}
+
+
+def test_demo_prints_where_the_report_is(runner, replace):
+    replace("demo", lambda out, *, listener: FakeResult())
+
+    assert "Report runs/x/report.html" in runner.invoke(cli.app, ["demo"]).stdout
+
+
+# --- how it ends when it goes wrong -----------------------------------------------------------
+
+
+def raising(error):
+    def fail(*args, **kwargs):
+        raise error
+
+    return fail
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        ClassTooSmall("ClassTooSmall: class '[bold]' has 1 picture; three are needed.", name="[bold]"),
+        RunBusy("RunBusy: process 7 works in runs/x."),
+        NotARun("NotARun: runs/x holds no finished run."),
+    ],
+    ids=lambda error: type(error).__name__,
+)
+@pytest.mark.parametrize("options", [[], ["--json"]], ids=["text", "json"])
+def test_error_ends_with_1_and_its_message_only(runner, replace, error, options):
+    replace("load_task", raising(error))
+
+    outcome = runner.invoke(cli.app, ["fit", "photos", *options])
+
+    assert outcome.exit_code == 1
+    assert outcome.stdout == ""
+    assert outcome.stderr == f"{error}\n"
+
+
+def test_bug_keeps_its_traceback(runner, replace):
+    replace("load_task", raising(ZeroDivisionError("a bug")))
+
+    outcome = runner.invoke(cli.app, ["fit", "photos"])
+
+    assert isinstance(outcome.exception, ZeroDivisionError)
+
+
+def test_interrupt_ends_with_130_and_says_how_to_go_on(runner, replace):
+    replace("load_task", raising(KeyboardInterrupt()))
+
+    outcome = runner.invoke(cli.app, ["fit", "photos"])
+
+    assert outcome.exit_code == 130
+    assert "Start the same command again" in outcome.stderr
+
+
+@pytest.mark.parametrize("words", ["fit", "fit photos --engine warp", "fit photos --seed x", "unfit", "predict run"])
+def test_wrong_usage_ends_with_2(runner, words):
+    assert runner.invoke(cli.app, words.split()).exit_code == 2
+
+
+def test_version_is_printed(runner):
+    assert runner.invoke(cli.app, ["--version"]).stdout == f"frostline {fl.__version__}\n"
+
+
+def test_control_characters_of_a_name_do_not_reach_the_terminal(runner, replace):
+    replace("load_task", raising(ClassTooSmall("ClassTooSmall: class '\x1b[31mred'")))
+
+    assert "\x1b" not in runner.invoke(cli.app, ["fit", "photos"]).stderr
+
+
+# --- progress ---------------------------------------------------------------------------------
+
+
+def test_lines_do_not_flood_where_stderr_is_no_terminal(capsys):
+    now = iter(range(1000))
+    screen = cli.Screen(seconds_between_lines=10, clock=lambda: next(now))
+
+    with screen.drawn():
+        for done in range(1, 31):
+            screen.hear(Event(phase="store", note="depth 9", done=done, total=30, unit="rows"))
+        screen.hear(Event(phase="train", value=0.12345))
+
+    assert capsys.readouterr().err.splitlines() == [
+        "store: depth 9, 1 of 30 rows",
+        "store: depth 9, 11 of 30 rows",
+        "store: depth 9, 21 of 30 rows",
+        "train, 0.1235",
+    ]
+
+
+class Terminal(io.StringIO):
+    def isatty(self):
+        return True
+
+
+def test_terminal_gets_bars_that_vanish(monkeypatch):
+    terminal = Terminal()
+    monkeypatch.setattr(sys, "stderr", terminal)
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("COLUMNS", "120")
+    out = io.StringIO()
+    screen = cli.Screen()
+
+    with screen.drawn():
+        screen.hear(Event(phase="store", note="[red]", done=3, total=30, unit="rows"))
+        screen.show(["the table"], to=out)
+        screen.note("a note")
+        screen.hear(Event(phase="store", note="[red]", done=30, total=30, unit="rows"))
+
+    drawn = terminal.getvalue()
+    assert "loading the libraries" in drawn
+    assert "store: [red]" in drawn
+    assert "30 of 30 rows" in drawn
+    assert drawn.endswith("\x1b[2K")
+    assert out.getvalue() == "the table\n"
+
+
+def test_own_warnings_and_log_lines_are_shown_and_others_are_not(capsys):
+    screen = cli.Screen()
+    logger = logging.getLogger("frostline.engines")
+    before = list(logging.getLogger("frostline").handlers)
+
+    with screen.drawn():
+        warnings.warn_explicit("accuracy is rough", UserWarning, "claims.py", 1, module="frostline.claims")
+        warnings.warn_explicit("third party", UserWarning, "timm.py", 1, module="timm")
+        logger.info("openvino is not installed; torch runs the frozen part")
+
+    assert capsys.readouterr().err.splitlines() == [
+        "Warning: accuracy is rough",
+        "openvino is not installed; torch runs the frozen part",
+    ]
+    assert logging.getLogger("frostline").handlers == before
+
+
+def test_table_in_a_pipe_keeps_long_names_whole():
+    name = "blocks." + "x" * 60
+    forecast = PLAN.forecasts[0].model_copy(update={"stage_name": name})
+    stream = io.StringIO()
+
+    cli._print_tables(cli.plan_tables(PLAN.model_copy(update={"forecasts": (forecast,)}).model_dump()), stream)
+
+    assert name in stream.getvalue()
+
+
+def test_table_fits_a_narrow_terminal():
+    stream = io.StringIO()
+
+    Console(file=stream, width=60, markup=False).print(cli.stage_table(GRAPH))
+
+    assert max(map(len, stream.getvalue().splitlines())) <= 60
+
+
+# --- as a process -----------------------------------------------------------------------------
+
+
+def command(*words, cwd, **environment):
+    return subprocess.run(
+        [sys.executable, "-m", "frostline", *words],
+        cwd=cwd,
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+        timeout=600,
+        check=False,
+    )
+
+
+def test_module_answers_like_the_command(tmp_path):
+    outcome = command("--version", cwd=tmp_path)
+
+    assert (outcome.returncode, outcome.stdout) == (0, f"frostline {fl.__version__}\n")
+
+
+# Several full fine-tunes, since one of so few small pictures does not pay for a race.
+FIT = ("fit", "photos", "--image-size", "32", "--epochs", "2", "--budget", "9", "--json")
+
+
+def record_of(*words, cwd):
+    outcome = command(*words, cwd=cwd)
+    assert outcome.returncode == 0, outcome.stderr
+    return json.loads(outcome.stdout)
+
+
+@pytest.mark.slow
+def test_fit_predict_and_report_from_folder_to_labels(photos):
+    fitted = record_of(*FIT, "--out", "run", cwd=photos.parent)
+    predicted = record_of("predict", "run", "photos/cat", "--json", cwd=photos.parent)
+    (photos.parent / "run/report.html").unlink()
+    reported = record_of("report", "run", "--json", cwd=photos.parent)
+
+    assert {"depth", "max_depth", "stage_name", "test", "valid", "cost", "seconds", "report"} <= set(fitted)
+    assert {"accuracy", "low", "high"} <= set(fitted["test"])
+    assert {"seconds", "flops"} <= set(fitted["cost"]["full_finetunes"])
+    assert len(predicted) == 30
+    assert sum(guess["label"] == "cat" for guess in predicted) > 15
+    assert (photos.parent / reported["report"]).exists()
+
+
+@pytest.mark.slow
+def test_interrupted_fit_goes_on_and_ends_with_the_choice_of_an_unbroken_one(photos):
+    words = [sys.executable, "-m", "frostline", *FIT, "--out", "broken"]
+    broken = subprocess.Popen(words, cwd=photos.parent, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    first = next(line for line in broken.stderr if line.startswith("train"))
+    broken.send_signal(signal.SIGINT)
+    _, said = broken.communicate(timeout=60)
+
+    resumed = record_of(*FIT, "--out", "broken", cwd=photos.parent)
+    unbroken = record_of(*FIT, "--out", "whole", cwd=photos.parent)
+
+    assert broken.returncode == 130, first
+    assert "Start the same command again" in said
+    assert "Traceback" not in said
+    assert (resumed["depth"], resumed["test"]) == (unbroken["depth"], unbroken["test"])
+
+
+RECORDER = """
+import sys
+
+def hear(name, values):
+    if name in ("socket.connect", "socket.getaddrinfo", "socket.gethostbyname", "socket.sendto"):
+        address = values[-1] if name in ("socket.connect", "socket.sendto") else values[:2]
+        if isinstance(address, tuple):
+            with open(CALLS, "a") as calls:
+                print(name, address, file=calls)
+
+sys.addaudithook(hear)
+"""
+
+
+@pytest.mark.slow
+def test_fit_of_local_data_calls_nobody(photos, tmp_path):
+    calls = tmp_path / "calls"
+    calls.touch()
+    (tmp_path / "site").mkdir()
+    (tmp_path / "site/sitecustomize.py").write_text(RECORDER.replace("CALLS", repr(str(calls))))
+    # Without the switches of this test suite, so that the run has to keep to itself on its own.
+    online = {name: "0" for name in os.environ if name.endswith(("OFFLINE", "TELEMETRY"))}
+
+    outcome = command(*FIT, cwd=photos.parent, PYTHONPATH=str(tmp_path / "site"), HOME=str(tmp_path / "home"), **online)
+
+    assert outcome.returncode == 0, outcome.stderr
+    assert calls.read_text() == ""
+    assert not (tmp_path / "home").exists()
+
+
+def test_recorder_of_calls_hears_one(tmp_path):
+    calls = tmp_path / "calls"
+    code = RECORDER.replace("CALLS", repr(str(calls)))
+
+    subprocess.run(
+        [sys.executable, "-c", code + "\nimport socket\nsocket.socket().connect_ex(('127.0.0.1', 9))"], check=True
+    )
+
+    assert "127.0.0.1" in calls.read_text()

@@ -1,0 +1,41 @@
+import pytest
+import torch
+from torch import nn
+
+from frostline.copies import copy_of, plain_torch, repeatable_torch
+from frostline.testing import menagerie, snapshot
+
+
+@pytest.mark.parametrize("one", menagerie(), ids=lambda one: one.name)
+def test_copy_shares_what_it_is_told_and_nothing_else(one):
+    before = snapshot(one.model)
+    shared = list(one.model.parameters())[:1]
+
+    twin = copy_of(one.model, shared)
+
+    pairs = list(zip(one.model.parameters(), twin.parameters(), strict=True))
+    assert [mine is other for mine, other in pairs] == [True] + [False] * (len(pairs) - 1)
+    assert all(torch.equal(mine, other) for mine, other in pairs)
+    assert all(a.data_ptr() != b.data_ptr() for a, b in zip(one.model.buffers(), twin.buffers(), strict=True))
+    assert snapshot(one.model) == before
+
+
+def test_result_of_a_forward_with_gradients_is_copied_detached():
+    net = nn.Sequential(nn.Linear(2, 2))
+    net.cached = {"bias": [net[0](torch.ones(1, 2))]}
+
+    twin = copy_of(net)
+
+    assert net.cached["bias"][0].grad_fn is not None
+    assert twin.cached["bias"][0].grad_fn is None
+    assert torch.equal(twin.cached["bias"][0], net.cached["bias"][0])
+
+
+@pytest.mark.parametrize("switch", [plain_torch, repeatable_torch])
+def test_switches_of_torch_are_put_back_after_an_error_too(switch):
+    before = torch.backends.mha.get_fastpath_enabled(), torch.are_deterministic_algorithms_enabled()
+
+    with pytest.raises(KeyError), switch():
+        raise KeyError
+
+    assert (torch.backends.mha.get_fastpath_enabled(), torch.are_deterministic_algorithms_enabled()) == before

@@ -1,0 +1,298 @@
+"""The whole flow on small networks and pictures: what a run keeps, refuses, resumes and never looks at."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import nn
+
+import frostline as fl
+from frostline import run as flow
+from frostline.errors import AllTrialsFailed, BadArgument, CutNotProven, RunBusy, RunOfOtherArguments, StoreTooLarge
+from frostline.events import Event
+from frostline.files import hold, read_records
+from frostline.records import Trial
+
+NETWORK = """
+import torch
+from torch import nn
+
+def make(num_classes):
+    torch.manual_seed(5)
+    return nn.Sequential(
+        nn.Conv2d(3, 8, 3, stride=2), nn.BatchNorm2d(8), nn.ReLU(),
+        nn.Conv2d(8, 16, 3, stride=2), nn.BatchNorm2d(16), nn.ReLU(),
+        nn.Conv2d(16, 24, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Dropout(0.1),
+        nn.Linear(24, num_classes),
+    )
+"""
+
+
+def points(seed: int, samples: int = 60) -> fl.TensorSamples:
+    x = torch.randn(samples, 4, generator=torch.Generator().manual_seed(seed))
+    return fl.TensorSamples(x, (x[:, 0] * x[:, 1] > 0).long())
+
+
+def network() -> nn.Module:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return nn.Sequential(nn.Linear(4, 16), nn.ReLU(), nn.Linear(16, 16), nn.ReLU(), nn.Linear(16, 2))
+
+
+def small_task(test: fl.TensorSamples | None = None) -> fl.Task:
+    return fl.Task(network(), points(0), points(1), test or points(2))
+
+
+def write_stripes(folder: Path, samples: int = 40, side: int = 32) -> Path:
+    """Three classes of noisy stripes: upright, level and none."""
+    generator = np.random.default_rng(0)
+    wave = (np.sin(np.arange(side)) > 0) * 120.0
+    for name, pattern in {"upright": wave[None, :], "level": wave[:, None], "none": np.full((1, 1), 60.0)}.items():
+        (folder / name).mkdir(parents=True)
+        for i in range(samples):
+            noise = generator.normal(60, 45, (side, side, 3))
+            picture = (np.broadcast_to(pattern, (side, side))[..., None] + noise).clip(0, 255)
+            Image.fromarray(picture.astype(np.uint8)).save(folder / name / f"{i:03d}.png")
+    return folder
+
+
+def test_a_run_leaves_every_file_of_the_design(tmp_path):
+    result = fl.fit(small_task(), epochs=3, engine="torch", out=tmp_path / "run")
+
+    held = {file.name for file in result.folder.iterdir()}
+    assert {"plan.json", "trials.jsonl", "events.jsonl", "evidence.json", "delta.safetensors", "report.html"} <= held
+    assert not (result.folder / "weights").exists()
+
+
+def test_the_summary_holds_what_the_command_line_promises(tmp_path):
+    summary = fl.fit(small_task(), epochs=3, engine="torch", out=tmp_path / "run").summary()
+
+    assert {"depth", "max_depth", "stage_name", "test", "valid", "cost", "seconds", "report"} <= set(summary)
+    assert {"accuracy", "low", "high"} <= set(summary["test"])
+    assert summary["test"]["low"] <= summary["test"]["accuracy"] <= summary["test"]["high"]
+    assert set(summary["cost"]["full_finetunes"]) == {"seconds", "flops"}
+    assert json.loads(json.dumps(summary)) == summary
+
+
+def test_the_budget_in_operations_holds(tmp_path):
+    result = fl.fit(small_task(), budget=1.0, epochs=40, engine="torch", out=tmp_path / "run")
+
+    assert result.cost.share_flops <= 1.0
+
+
+def test_the_test_part_plays_no_part_in_the_choice(tmp_path):
+    plain = points(2)
+    order = torch.randperm(len(plain), generator=torch.Generator().manual_seed(3))
+    scrambled = fl.TensorSamples(*plain.read(range(len(plain))), plain.labels[order])
+
+    first = fl.fit(small_task(plain), epochs=3, engine="torch", out=tmp_path / "plain")
+    second = fl.fit(small_task(scrambled), epochs=3, engine="torch", out=tmp_path / "scrambled")
+
+    assert first.choice == second.choice
+    assert first.valid == second.valid
+    assert first.test != second.test
+
+
+def test_the_same_arguments_give_the_same_choice_and_scores(tmp_path):
+    first = fl.fit(small_task(), epochs=3, engine="torch", out=tmp_path / "first")
+    second = fl.fit(small_task(), epochs=3, engine="torch", out=tmp_path / "second")
+
+    assert first.choice == second.choice
+    assert first.test == second.test
+
+
+def test_another_seed_trains_otherwise(tmp_path):
+    first = fl.fit(small_task(), depth=1, epochs=3, seed=0, engine="torch", out=tmp_path / "first")
+    second = fl.fit(small_task(), depth=1, epochs=3, seed=1, engine="torch", out=tmp_path / "second")
+
+    assert first.valid.losses != second.valid.losses
+
+
+def test_a_folder_of_other_arguments_is_refused_and_untouched(tmp_path):
+    fl.fit(small_task(), depth=1, epochs=2, engine="torch", out=tmp_path / "run")
+    before = (tmp_path / "run" / "evidence.json").read_bytes()
+
+    with pytest.raises(RunOfOtherArguments, match=r"epochs \(2 there, 3 asked\).*--out"):
+        fl.fit(small_task(), depth=1, epochs=3, engine="torch", out=tmp_path / "run")
+
+    assert (tmp_path / "run" / "evidence.json").read_bytes() == before
+
+
+def test_a_folder_of_other_data_is_refused(tmp_path):
+    fl.fit(small_task(), depth=1, epochs=2, engine="torch", out=tmp_path / "run")
+    other = fl.Task(network(), points(7), points(1), points(2))
+
+    with pytest.raises(RunOfOtherArguments, match="data, split, preprocessing or weights"):
+        fl.fit(other, depth=1, epochs=2, engine="torch", out=tmp_path / "run")
+
+
+def test_a_second_process_on_the_same_run_is_refused(tmp_path):
+    folder = tmp_path / "run"
+    folder.mkdir()
+
+    with hold(folder), pytest.raises(RunBusy, match=str(os.getpid())):
+        fl.fit(small_task(), epochs=2, engine="torch", out=folder)
+
+
+@pytest.mark.parametrize(("name", "value"), [("budget", 0.0), ("budget", -1.0), ("epochs", 0), ("views", 0)])
+def test_values_outside_their_range_are_refused_before_any_work(tmp_path, name, value):
+    with pytest.raises(BadArgument, match=name):
+        fl.fit(small_task(), out=tmp_path / "run", **{name: value})
+
+    assert not (tmp_path / "run").exists()
+
+
+def test_too_little_disk_for_the_store_is_told_before_any_row_is_computed(tmp_path, monkeypatch):
+    monkeypatch.setattr(flow, "free_bytes", lambda path: 10)
+
+    with pytest.raises(StoreTooLarge, match="GB are free"):
+        fl.fit(small_task(), epochs=2, engine="torch", out=tmp_path / "run")
+
+    assert not (tmp_path / "run" / "store").exists()
+
+
+def test_a_trial_that_diverges_is_a_failed_trial_and_the_search_goes_on(tmp_path, monkeypatch):
+    real = flow.tune
+
+    def tune(live, *rows, spec, **others):
+        if spec.depth == 1:
+            with torch.no_grad():
+                next(live.parameters()).fill_(float("nan"))
+        return real(live, *rows, spec=spec, **others)
+
+    monkeypatch.setattr(flow, "tune", tune)
+
+    result = fl.fit(small_task(), budget=4.0, epochs=4, engine="torch", out=tmp_path / "run")
+
+    failed = [trial for trial in result.evidence.trials if trial.failure]
+    assert {trial.spec.depth for trial in failed} == {1}
+    assert "loss" in failed[0].failure
+    assert result.depth != 1
+
+
+def test_a_run_whose_every_trial_fails_says_why(tmp_path, monkeypatch):
+    monkeypatch.setattr(flow, "tune", lambda *_, spec, **__: Trial(spec=spec, failure="the training loss is nan"))
+
+    with pytest.raises(AllTrialsFailed, match="the training loss is nan"):
+        fl.fit(small_task(), epochs=2, engine="torch", out=tmp_path / "run")
+
+
+def test_an_unproven_cut_is_never_trained(tmp_path, monkeypatch):
+    monkeypatch.setattr(flow, "prove", lambda model, graph, depth, example: "planted" if depth == 1 else None)
+
+    result = fl.fit(small_task(), budget=4.0, epochs=4, engine="torch", out=tmp_path / "searched")
+
+    assert all(trial.failure for trial in result.evidence.trials if trial.spec.depth == 1)
+    with pytest.raises(CutNotProven, match="planted"):
+        fl.fit(small_task(), depth=1, epochs=2, engine="torch", out=tmp_path / "asked")
+
+
+def test_a_search_broken_off_goes_on_from_the_trials_it_has(tmp_path):
+    whole = fl.fit(small_task(), budget=4.0, epochs=3, engine="torch", out=tmp_path / "whole")
+
+    def stop(event: Event) -> None:
+        if event.phase == "train" and trials_in(tmp_path / "broken") >= 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        fl.fit(small_task(), budget=4.0, epochs=3, engine="torch", out=tmp_path / "broken", listener=stop)
+    kept = trials_in(tmp_path / "broken")
+    gone_on = fl.fit(small_task(), budget=4.0, epochs=3, engine="torch", out=tmp_path / "broken")
+
+    assert kept == 2
+    assert gone_on.choice == whole.choice
+    assert gone_on.test == whole.test
+
+
+def trials_in(folder: Path) -> int:
+    file = folder / "trials.jsonl"
+    return len(read_records(file, Trial)) if file.exists() else 0
+
+
+def test_the_user_s_network_is_left_as_it_was(tmp_path):
+    task = small_task()
+    before = {name: tensor.clone() for name, tensor in task.model.state_dict().items()}
+    task.model[1].eval()
+
+    fl.fit(task, epochs=2, engine="torch", out=tmp_path / "run")
+
+    assert all(torch.equal(tensor, before[name]) for name, tensor in task.model.state_dict().items())
+    assert [module.training for module in task.model] == [True, False, True, True, True]
+    assert all(parameter.requires_grad for parameter in task.model.parameters())
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in task.model.modules())
+
+
+def test_the_merged_network_runs_without_frostline(tmp_path):
+    result = fl.fit(small_task(), depth=1, epochs=2, engine="torch", out=tmp_path / "run")
+    torch.save(result.model.state_dict(), tmp_path / "merged.pt")
+    inputs = points(5).read(range(8))[0]
+
+    plain = network()
+    plain.load_state_dict(torch.load(tmp_path / "merged.pt", weights_only=True))
+
+    assert torch.equal(plain.eval()(inputs), result.model(inputs))
+    assert type(result.model) is nn.Sequential
+
+
+def test_plan_predicts_every_open_depth_and_trains_nothing(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+    plan = fl.plan(small_task(), engine="torch")
+
+    assert [forecast.depth for forecast in plan.forecasts] == [0, 1, 2]
+    assert plan.forecasts[0].store_bytes == 0
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_a_run_killed_at_ten_moments_ends_like_an_unbroken_one(tmp_path):
+    data = write_stripes(tmp_path / "stripes")
+    (tmp_path / "net.py").write_text(NETWORK)
+
+    unbroken = finished(start(tmp_path, data, "unbroken"))
+    lines = [json.loads(line)["phase"] for line in (tmp_path / "unbroken" / "events.jsonl").read_text().splitlines()]
+    moments = [number for number, phase in enumerate(lines) if phase in ("store", "train")]
+    moments = [moments[round(i * (len(moments) - 1) / 9)] for i in range(10)]
+
+    for number in moments:
+        name = f"killed-{number}"
+        process = start(tmp_path, data, name)
+        assert kill_at(process, tmp_path / name / "events.jsonl", number), f"ended before event {number}"
+        again = finished(start(tmp_path, data, name))
+
+        assert {key: again[key] for key in SAME_AFTER_A_KILL} == {key: unbroken[key] for key in SAME_AFTER_A_KILL}
+
+
+SAME_AFTER_A_KILL = ("depth", "stage_name", "reason", "test", "valid", "disagreement", "trials")
+
+
+def start(folder: Path, data: Path, name: str) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "frostline", "fit", str(data), "--model", f"{folder / 'net.py'}:make"]
+    command += ["--image-size", "32", "--epochs", "4", "--engine", "torch", "--out", str(folder / name), "--json"]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def finished(process: subprocess.Popen[str]) -> dict:
+    output, errors = process.communicate(timeout=120)
+    assert process.returncode == 0, errors
+    return json.loads(output)
+
+
+def kill_at(process: subprocess.Popen[str], events: Path, number: int) -> bool:
+    """Kill -9 once the run has written that many events; False where it ended before."""
+    while process.poll() is None:
+        if events.exists() and events.read_bytes().count(b"\n") > number:
+            process.send_signal(signal.SIGKILL)
+            process.communicate()
+            return True
+        time.sleep(0.002)
+    return False

@@ -1,0 +1,465 @@
+import random
+from itertools import count
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from frostline.errors import AllTrialsFailed
+from frostline.prices import CHEAP
+from frostline.records import (
+    Cut,
+    CutGraph,
+    EngineReport,
+    Prior,
+    Rates,
+    Recipe,
+    Stage,
+    Trial,
+    TrialSpec,
+    Vote,
+)
+from frostline.search import LEARNING_RATES, choose, middle_of, paired, plan, strategy
+
+QUICK = settings(max_examples=25, deadline=None)
+
+
+def graph_of(flops, *, blocked=(), head="head"):
+    stages = tuple(
+        Stage(index=i, name=f"s{i}", keys=(f"s{i}.weight",), parameters=10, flops=each) for i, each in enumerate(flops)
+    )
+    cuts = tuple(
+        Cut(
+            depth=depth,
+            name=f"s{depth - 1}" if depth else "",
+            wires=(),
+            bytes_per_sample=8,
+            blocked="tied" if depth in blocked else None,
+        )
+        for depth in range(len(stages))
+    )
+    return CutGraph(model="Net", batch=4, stages=stages, cuts=cuts, head=head, outputs=3)
+
+
+def rates_of(graph):
+    return Rates(
+        step_seconds=0.2,
+        step_low=0.2,
+        step_high=0.2,
+        stage_seconds=tuple(stage.flops / graph.flops for stage in graph.stages),
+        score_seconds=0.001,
+        engine=EngineReport(engine="torch", rows_per_second=500.0),
+        threads=2,
+        torch="2.8",
+    )
+
+
+def votes_of(graph, accuracies=None):
+    accuracies = accuracies or dict.fromkeys(graph.open_depths, 0.5)
+    return Prior(
+        votes=tuple(
+            Vote(depth=depth, accuracy=accuracies.get(depth, 0.5), low=0, high=1, loss=1, penalty=1, features=8)
+            for depth in graph.open_depths
+            if depth
+        ),
+        samples=1000,
+        head="head.safetensors",
+    )
+
+
+def plan_of(graph, *, limit=1.0, epochs=None, train=1200, valid=400, depth=None, prior=None, seed=0):
+    return plan(
+        graph,
+        prior or votes_of(graph),
+        rates_of(graph),
+        limit=limit,
+        epochs=epochs,
+        train_samples=train,
+        valid_samples=valid,
+        test_samples=valid,
+        seed=seed,
+        views=1,
+        depth=depth,
+        recipe=Recipe(),
+    )
+
+
+LITE = graph_of([60] * 18 + [1])
+"""Eighteen stages of one cost, and a head that costs next to nothing."""
+
+
+def trial_of(spec, loss, *, accuracy=None, failure=None, samples=400, noise=0):
+    if failure:
+        return Trial(spec=spec, failure=failure)
+    draw = random.Random(f"{spec.key} {noise}")
+    losses = tuple(max(0.0, loss + 0.2 * draw.gauss(0, 1)) for _ in range(samples))
+    hits = tuple(draw.random() < (1 - loss / 2 if accuracy is None else accuracy) for _ in range(samples))
+    return Trial(spec=spec, best_epoch=spec.first_epoch + spec.epochs, losses=losses, hits=hits, weights="w")
+
+
+def carried_out(graph, meant, outcome):
+    trials = []
+    for _ in range(50):
+        specs = strategy(graph, votes_of(graph), meant, trials, ())
+        if not specs:
+            return trials
+        trials += [outcome(spec) for spec in specs]
+    raise AssertionError("the strategy does not end")
+
+
+def cost_of(meant, trials):
+    return sum(meant.budget.cost(trial.spec.depth, trial.spec.epochs) for trial in trials)
+
+
+graphs = st.builds(
+    lambda flops, blocked: graph_of(flops, blocked={depth for depth in blocked if 0 < depth < len(flops) - 1}),
+    st.lists(st.integers(1, 100), min_size=2, max_size=20),
+    st.sets(st.integers(1, 18), max_size=4),
+)
+plans = st.tuples(
+    graphs,
+    st.floats(0.01, 3.0),
+    st.none() | st.integers(1, 30),
+    st.integers(10, 20_000),
+    st.integers(4, 2_000),
+    st.booleans(),
+    st.randoms(use_true_random=False),
+)
+
+
+def made(drawn):
+    graph, limit, epochs, train, valid, is_fixed, draw = drawn
+    depth = draw.choice(graph.open_depths) if is_fixed else None
+    return graph, plan_of(graph, limit=limit, epochs=epochs, train=train, valid=valid, depth=depth), draw
+
+
+def fate(draw):
+    """Any outcome at all, the same whenever one spec is asked for again."""
+    seed = draw.random()
+
+    def outcome(spec):
+        own = random.Random(f"{seed} {spec.key}")
+        return trial_of(spec, own.uniform(0.05, 1.5), failure="nan" if own.random() < 0.25 else None, samples=20)
+
+    return outcome
+
+
+@QUICK
+@given(plans)
+def test_a_strategy_ends_and_keeps_its_budget(drawn):
+    graph, meant, draw = made(drawn)
+
+    trials = carried_out(graph, meant, fate(draw))
+
+    assert trials
+    assert cost_of(meant, trials) + meant.budget.reserve <= meant.budget.limit + 1e-6
+
+
+@QUICK
+@given(plans)
+def test_a_strategy_and_a_choice_ignore_the_order_of_their_trials(drawn):
+    graph, meant, draw = made(drawn)
+    trials = carried_out(graph, meant, fate(draw))
+    known = draw.sample(trials, draw.randint(0, len(trials)))
+    shuffled = draw.sample(known, len(known))
+
+    asked = strategy(graph, votes_of(graph), meant, known, ())
+
+    assert strategy(graph, votes_of(graph), meant, shuffled, ()) == asked
+    if any(not trial.failure for trial in known):
+        assert choose(graph, shuffled) == choose(graph, known)
+
+
+@QUICK
+@given(plans)
+def test_a_stopped_search_asks_for_the_trials_of_an_unbroken_one(drawn):
+    graph, meant, draw = made(drawn)
+    outcome = fate(draw)
+    whole = carried_out(graph, meant, outcome)
+    known = whole[: draw.randint(0, len(whole))]
+
+    while specs := strategy(graph, votes_of(graph), meant, known, ()):
+        known = [*known, outcome(specs[0])]
+
+    assert {trial.spec.key for trial in known} == {trial.spec.key for trial in whole}
+
+
+@QUICK
+@given(plans)
+def test_a_strategy_tolerates_failures_and_a_choice_says_when_all_failed(drawn):
+    graph, meant, _ = made(drawn)
+
+    trials = carried_out(graph, meant, lambda spec: trial_of(spec, 0, failure="the training loss is nan"))
+
+    with pytest.raises(AllTrialsFailed, match="the training loss is nan") as caught:
+        choose(graph, trials)
+    assert caught.value.failures == ("the training loss is nan",)
+
+
+@QUICK
+@given(plans)
+def test_only_a_raised_limit_exceeds_what_was_asked_for_and_the_plan_says_so(drawn):
+    limit = drawn[1]
+    _, meant, _ = made(drawn)
+
+    raised = meant.budget.limit > limit
+
+    assert not raised or (len(meant.candidates) == 1 and any("budget" in note for note in meant.notes))
+
+
+@QUICK
+@given(plans)
+def test_a_plan_tries_open_depths_only(drawn):
+    graph, meant, _ = made(drawn)
+
+    assert set(meant.candidates) <= set(graph.open_depths)
+    assert [forecast.depth for forecast in meant.forecasts] == list(graph.open_depths)
+
+
+def test_a_plan_takes_a_shallow_a_middle_and_the_deepest_depth():
+    meant = plan_of(LITE)
+
+    assert meant.candidates[-1] == LITE.max_depth
+    assert 0 < meant.candidates[0] <= 3
+    assert len(meant.candidates) == 4
+
+
+def test_the_probe_picks_among_depths_of_about_the_same_cost():
+    plain = plan_of(LITE).candidates[1]
+    liked = plain - 1
+
+    meant = plan_of(LITE, prior=votes_of(LITE, {liked: 0.9}))
+
+    assert meant.candidates[1] == liked
+
+
+def test_default_epochs_take_about_six_hundred_steps():
+    assert plan_of(LITE, train=1237).budget.epochs == 16
+    assert plan_of(LITE, train=100_000).budget.epochs == 4
+    assert plan_of(LITE, train=64).budget.epochs == 30
+
+
+def test_a_budget_below_the_race_trains_the_deepest_cut_alone_and_says_so():
+    meant = plan_of(LITE, limit=0.12)
+
+    trials = carried_out(LITE, meant, lambda spec: trial_of(spec, 0.3))
+
+    assert [trial.spec.depth for trial in trials] == [LITE.max_depth]
+    assert any("less than a race" in note for note in meant.notes)
+
+
+def test_a_tight_budget_makes_the_race_smaller_and_says_so():
+    meant = plan_of(LITE, limit=0.6)
+
+    assert len(meant.candidates) > 1
+    assert any("smaller race" in note for note in meant.notes)
+
+
+def test_a_few_validation_samples_are_said_to_be_few():
+    notes = plan_of(LITE, valid=40).notes
+
+    assert any("40 validation samples" in note and "5 points" in note for note in notes)
+
+
+def test_a_given_depth_is_trained_for_all_its_epochs():
+    meant = plan_of(LITE, depth=9)
+
+    trials = carried_out(LITE, meant, lambda spec: trial_of(spec, 0.3))
+
+    assert {trial.spec.depth for trial in trials} == {9}
+    assert max(trial.spec.first_epoch + trial.spec.epochs for trial in trials) == meant.budget.epochs
+
+
+def test_the_head_alone_needs_no_race_of_rates():
+    meant = plan_of(LITE, depth=LITE.max_depth)
+
+    trials = carried_out(LITE, meant, lambda spec: trial_of(spec, 0.3))
+
+    assert len(trials) == 1
+    assert trials[0].spec.epochs == meant.budget.epochs
+
+
+def test_smaller_learning_rates_are_tried_only_while_they_win():
+    meant = plan_of(LITE)
+    middle = middle_of(meant.candidates)
+
+    def raced(losses):
+        trials = carried_out(LITE, meant, lambda spec: trial_of(spec, losses[spec.recipe.learning_rate]))
+        return [trial.spec.recipe.learning_rate for trial in trials if trial.spec.depth == middle][:3]
+
+    assert raced({1e-3: 0.2, 3e-4: 0.5, 1e-4: 0.1})[:2] == list(LEARNING_RATES[:2])
+    assert 1e-4 not in raced({1e-3: 0.2, 3e-4: 0.5, 1e-4: 0.1})
+    assert raced({1e-3: 0.5, 3e-4: 0.2, 1e-4: 0.1}) == list(LEARNING_RATES)
+
+
+def test_a_rate_that_fails_is_out():
+    meant = plan_of(LITE)
+
+    losses = {3e-4: 0.3, 1e-4: 0.6}
+
+    def outcome(spec):
+        rate = spec.recipe.learning_rate
+        return trial_of(spec, losses[rate]) if rate in losses else trial_of(spec, 0, failure="nan")
+
+    trials = carried_out(LITE, meant, outcome)
+
+    assert {trial.spec.recipe.learning_rate for trial in trials if trial.spec.parent} == {3e-4}
+
+
+def by_depth(losses):
+    return lambda spec: trial_of(spec, losses[spec.depth] * (0.8 if spec.parent else 1.0))
+
+
+def finishers(losses):
+    meant = plan_of(LITE)
+    keyed = dict(zip(meant.candidates, losses, strict=True))
+    trials = carried_out(LITE, meant, by_depth(keyed))
+    places = {depth: place for place, depth in enumerate(meant.candidates)}
+    return sorted(places[trial.spec.depth] for trial in trials if trial.spec.parent)
+
+
+def test_the_best_arm_and_head_only_go_on():
+    assert finishers([0.4, 0.2, 0.4, 0.5]) == [1, 3]
+
+
+def test_arms_that_cannot_be_told_apart_give_way_to_the_deeper_one():
+    assert finishers([0.4, 0.2, 0.201, 0.5]) == [2, 3]
+
+
+def test_head_only_goes_on_alone_where_it_is_clearly_ahead():
+    assert finishers([0.6, 0.5, 0.4, 0.1]) == [3]
+
+
+def test_the_winner_continues_its_race_trial():
+    meant = plan_of(LITE)
+
+    trials = carried_out(LITE, meant, lambda spec: trial_of(spec, 0.1 + spec.depth / 20))
+
+    keys = {trial.spec.key: trial for trial in trials}
+    for trial in trials:
+        if trial.spec.parent:
+            assert keys[trial.spec.parent].spec.depth == trial.spec.depth
+            assert trial.spec.first_epoch == meant.budget.race_epochs
+
+
+def test_all_arms_share_the_seed_and_so_the_mini_batches():
+    meant = plan_of(LITE, seed=7)
+
+    trials = carried_out(LITE, meant, lambda spec: trial_of(spec, 0.3))
+
+    assert {trial.spec.seed for trial in trials} == {7}
+
+
+def test_what_is_pending_is_not_asked_for_again():
+    meant = plan_of(LITE)
+    first = strategy(LITE, votes_of(LITE), meant, (), ())
+
+    assert strategy(LITE, votes_of(LITE), meant, (), first[:1]) == first[1:]
+    assert strategy(LITE, votes_of(LITE), meant, (), first) == ()
+
+
+def test_a_network_whose_head_is_dear_races_it_like_any_other_depth():
+    graph = graph_of([10, 10, 10])
+    meant = plan_of(graph)
+
+    trials = carried_out(graph, meant, lambda spec: trial_of(spec, 0.1 + 0.2 * spec.depth))
+
+    assert meant.budget.live_shares[graph.max_depth] > CHEAP
+    assert {trial.spec.depth for trial in trials if trial.spec.parent} == {1}
+
+
+numbers = count()
+
+
+def finished(depth, *, right, loss, epochs=10, samples=400, parent=None):
+    """A trial whose first samples are wrong, so that two of them disagree on as few as their counts allow."""
+    spec = TrialSpec(depth=depth, recipe=Recipe(), seed=next(numbers), epochs=epochs, parent=parent)
+    hits = tuple(place >= samples - right for place in range(samples))
+    losses = tuple(loss + 0.01 * (place % 3) for place in range(samples))
+    return Trial(spec=spec, hits=hits, losses=losses, best_epoch=epochs, weights="w")
+
+
+def test_the_more_accurate_depth_is_chosen_though_its_loss_is_worse():
+    sure = finished(5, right=390, loss=0.5)
+    careful = finished(9, right=370, loss=0.2)
+
+    assert choose(LITE, [sure, careful]).depth == 5
+
+
+def test_a_tie_in_accuracy_and_loss_goes_to_the_larger_frozen_share():
+    shallow = finished(5, right=390, loss=0.1)
+    deep = finished(9, right=390, loss=0.1)
+
+    assert choose(LITE, [shallow, deep]).depth == 9
+
+
+def test_a_clearly_worse_loss_breaks_a_tie_in_accuracy():
+    shallow = finished(5, right=390, loss=0.1)
+    deep = finished(9, right=390, loss=0.3)
+
+    assert choose(LITE, [shallow, deep]).depth == 5
+
+
+def test_an_arm_that_left_the_race_is_no_candidate():
+    meant = plan_of(LITE)
+    trials = carried_out(LITE, meant, by_depth(dict(zip(meant.candidates, [0.1, 0.3, 0.3, 0.6], strict=True))))
+
+    choice = choose(LITE, trials)
+
+    assert choice.depth == meant.candidates[0]
+    assert {rival.depth for rival in choice.rivals} == set(meant.candidates[1:])
+
+
+def test_rivals_that_left_the_race_are_compared_after_equal_epochs():
+    meant = plan_of(LITE)
+    trials = carried_out(LITE, meant, by_depth(dict(zip(meant.candidates, [0.1, 0.3, 0.3, 0.6], strict=True))))
+
+    choice = choose(LITE, trials)
+
+    left = next(rival for rival in choice.rivals if rival.depth == meant.candidates[1])
+    assert left.epochs == meant.budget.race_epochs
+    assert left.verdict.startswith(f"after {meant.budget.race_epochs} epochs each")
+    assert left.loss_difference == pytest.approx(0.2, abs=0.05)
+
+
+def test_a_winner_whose_last_training_failed_is_still_chosen_from_its_race_trial():
+    meant = plan_of(LITE)
+    losses = dict(zip(meant.candidates, [0.3, 0.05, 0.3, 0.6], strict=True))
+
+    def outcome(spec):
+        ended = spec.parent and spec.depth != LITE.max_depth
+        return trial_of(spec, losses[spec.depth], failure="nan" if ended else None)
+
+    assert choose(LITE, carried_out(LITE, meant, outcome)).depth == meant.candidates[1]
+
+
+def test_the_reason_names_depth_accuracy_and_what_the_rivals_lose():
+    chosen, deeper, shallower = (
+        finished(depth, right=right, loss=loss, parent="raced")
+        for depth, right, loss in ((9, 390, 0.1), (14, 360, 0.3), (3, 390, 0.1))
+    )
+
+    choice = choose(LITE, [chosen, deeper, shallower])
+
+    assert choice.reason == (
+        "Freeze 9 of 18 stages: validation accuracy .975 (.955–.986); freezing more loses 7.5 points; "
+        "freezing less gains nothing measurable and costs 1.7 times as much."
+    )
+
+
+def test_the_reason_says_what_was_judged_before_the_end():
+    meant = plan_of(LITE)
+    trials = carried_out(LITE, meant, by_depth(dict(zip(meant.candidates, [0.1, 0.3, 0.3, 0.6], strict=True))))
+
+    reason = choose(LITE, trials).reason
+
+    assert f"in part judged after {meant.budget.race_epochs} epochs" in reason
+
+
+def test_no_trial_at_all_is_an_error_in_words():
+    with pytest.raises(AllTrialsFailed, match="none was run"):
+        choose(LITE, [])
+
+
+def test_a_paired_difference_of_equal_samples_has_no_error():
+    assert paired([True, False], [True, False]) == (0.0, 0.0)

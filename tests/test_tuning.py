@@ -1,0 +1,343 @@
+import itertools
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from frostline.data import TensorSamples
+from frostline.errors import WeightsDoNotFit
+from frostline.records import Recipe, TrialSpec
+from frostline.tuning import _batches, _factor, load_best, optimizer_for, train_step, tune
+
+SAMPLES = 37
+
+
+def network(seed=0):
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        net = nn.Sequential()
+        net.add_module("conv", nn.Conv2d(3, 6, 3, padding=1))
+        net.add_module("norm", nn.BatchNorm2d(6))
+        net.add_module("act", nn.ReLU(inplace=True))
+        net.add_module("drop", nn.Dropout(0.3))
+        net.add_module("pool", nn.AdaptiveAvgPool2d(1))
+        net.add_module("flat", nn.Flatten())
+        net.add_module("head", nn.Linear(6, 3))
+    return net.to(memory_format=torch.channels_last)
+
+
+class Twice:
+    """The same rows in two views; remembers which view was read."""
+
+    def __init__(self, inputs):
+        self.inputs = inputs
+        self.views = 2
+        self.seen = []
+
+    def __len__(self):
+        return len(self.inputs)
+
+    def read(self, rows, view=0):
+        self.seen.append(view)
+        return ((self.inputs[list(rows)] + view).clone(),)
+
+
+def part(seed=0, samples=SAMPLES):
+    generator = torch.Generator().manual_seed(seed)
+    labels = torch.randint(3, (samples,), generator=generator)
+    inputs = torch.randn(samples, 3, 4, 4, generator=generator) + labels[:, None, None, None]
+    return TensorSamples(inputs, labels)
+
+
+def spec_of(epochs=2, *, parent=None, first_epoch=0, depth=0, seed=0, **recipe):
+    given = {"learning_rate": 1e-2, "head_learning_rate": 1e-2, "schedule": "constant", "batch_size": 8, **recipe}
+    return TrialSpec(
+        depth=depth, recipe=Recipe(**given), seed=seed, epochs=epochs, parent=parent, first_epoch=first_epoch
+    )
+
+
+def run(spec, folder, *, net=None, train=None, start=None, **more):
+    net, train, valid = net or network(), train or part(), part(1)
+    trial = tune(
+        net,
+        train,
+        part().labels,
+        valid,
+        valid.labels,
+        spec=spec,
+        head="head",
+        start=start,
+        save_to=folder / f"{spec.key}.safetensors",
+        **more,
+    )
+    return trial, net
+
+
+def facts(trial):
+    return [(point.epoch, point.train_loss, point.valid_loss, point.valid_accuracy) for point in trial.curve]
+
+
+@settings(max_examples=6, deadline=None)
+@given(st.integers(1, 2), st.integers(1, 3), st.sampled_from(["eval", "train"]), st.integers(0, 3))
+def test_two_rungs_through_files_are_one_rung_bit_for_bit(tmp_path_factory, first, second, norm_mode, seed):
+    folder = tmp_path_factory.mktemp("rungs")
+    more = {"norm_mode": norm_mode, "seed": seed}
+    whole, net = run(spec_of(first + second, **more), folder)
+
+    parent, _ = run(spec_of(first, **more), folder)
+    child_spec = spec_of(second, parent=parent.spec.key, first_epoch=first, **more)
+    child, again = run(child_spec, folder, net=network(9), start=folder / parent.weights)
+
+    assert facts(whole) == facts(parent) + facts(child)
+    assert (child.best_epoch, child.losses, child.hits) == (whole.best_epoch, whole.losses, whole.hits)
+    kept, expected = load_file(folder / child.weights), load_file(folder / whole.weights)
+    assert kept.keys() == expected.keys()
+    assert all(torch.equal(kept[name], expected[name]) for name in kept)
+    assert all(torch.equal(a, b) for a, b in zip(again.state_dict().values(), net.state_dict().values(), strict=True))
+
+
+def test_a_trial_repeats_its_bits_whatever_ran_before(tmp_path):
+    once, _ = run(spec_of(), tmp_path)
+    torch.randn(100)
+
+    again, _ = run(spec_of(), tmp_path)
+
+    assert facts(once) == facts(again)
+
+
+def test_a_trial_leaves_the_random_state_alone(tmp_path):
+    before = torch.get_rng_state()
+
+    run(spec_of(), tmp_path)
+
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_another_seed_trains_otherwise(tmp_path):
+    assert facts(run(spec_of(seed=0), tmp_path)[0])[1:] != facts(run(spec_of(seed=1), tmp_path)[0])[1:]
+
+
+def test_every_depth_sees_the_same_mini_batches():
+    shallow, deep = spec_of(depth=1), spec_of(depth=7, learning_rate=1e-4)
+
+    batches = [_batches(SAMPLES, spec, epoch=3) for spec in (shallow, deep)]
+
+    assert all(torch.equal(one, two) for one, two in zip(*batches, strict=True))
+    assert not torch.equal(torch.cat(batches[0]), torch.cat(_batches(SAMPLES, shallow, epoch=4)))
+    assert sorted(torch.cat(batches[0]).tolist()) == list(range(SAMPLES))
+
+
+def test_a_single_last_sample_joins_the_batch_before_where_batch_norm_needs_company():
+    spec = spec_of(norm_mode="train", batch_size=6)
+
+    assert [len(batch) for batch in _batches(13, spec, epoch=1)] == [6, 7]
+    assert [len(batch) for batch in _batches(13, spec_of(batch_size=6), epoch=1)] == [6, 6, 1]
+
+
+def test_epoch_zero_is_scored_and_may_be_the_best(tmp_path):
+    untouched = network().eval()
+    valid = part(1)
+
+    trial, net = run(spec_of(learning_rate=1e3, head_learning_rate=1e3, clip_norm=1e9), tmp_path)
+
+    expected = nn.functional.cross_entropy(untouched(valid.read(range(SAMPLES))[0]), valid.labels).detach()
+    assert trial.curve[0].train_loss is None
+    assert trial.curve[0].valid_loss == pytest.approx(float(expected), rel=1e-5)
+    assert trial.best_epoch == 0
+    assert all(torch.equal(net.state_dict()[name], tensor) for name, tensor in network().state_dict().items())
+
+
+def test_losses_and_hits_are_those_of_the_best_epoch(tmp_path):
+    trial, net = run(spec_of(3), tmp_path)
+    valid = part(1)
+
+    outputs = net(valid.read(range(SAMPLES))[0]).detach()
+
+    assert trial.best_epoch == min(trial.curve, key=lambda point: point.valid_loss).epoch
+    assert list(trial.hits) == (outputs.argmax(1) == valid.labels).tolist()
+    torch.testing.assert_close(
+        torch.tensor(trial.losses), nn.functional.cross_entropy(outputs, valid.labels, reduction="none")
+    )
+
+
+def test_a_child_that_never_improves_keeps_its_parents_best(tmp_path):
+    parent, net = run(spec_of(4), tmp_path)
+    best = {name: tensor.clone() for name, tensor in net.state_dict().items()}
+    spec = spec_of(1, parent=parent.spec.key, first_epoch=4, learning_rate=1e3, head_learning_rate=1e3, clip_norm=1e9)
+
+    child, net = run(spec, tmp_path, start=tmp_path / parent.weights)
+
+    assert (child.best_epoch, child.losses) == (parent.best_epoch, parent.losses)
+    assert all(torch.equal(net.state_dict()[name], tensor) for name, tensor in best.items())
+
+
+def test_the_best_weights_can_be_loaded_into_a_fresh_part(tmp_path):
+    trial, net = run(spec_of(), tmp_path)
+    fresh = network(5)
+
+    load_best(fresh, tmp_path / trial.weights)
+
+    assert all(torch.equal(fresh.state_dict()[name], tensor) for name, tensor in net.state_dict().items())
+    assert fresh.conv.weight.is_contiguous(memory_format=torch.channels_last)
+
+
+def test_a_loss_that_is_not_finite_fails_the_trial_without_an_exception(tmp_path):
+    train = part()
+    train_rows = TensorSamples(train.read(range(SAMPLES))[0] * float("inf"), train.labels)
+
+    trial, _ = run(spec_of(), tmp_path, train=train_rows)
+
+    assert "training loss in epoch 1" in trial.failure
+    assert trial.loss == math.inf
+    assert trial.weights is None
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_validation_loss_that_is_not_finite_fails_the_trial(tmp_path):
+    net = network()
+    with torch.no_grad():
+        net.head.bias.fill_(float("nan"))
+
+    trial, _ = run(spec_of(), tmp_path, net=net)
+
+    assert "validation loss after epoch 0" in trial.failure
+
+
+def test_norms_keep_their_statistics_in_eval_mode_and_learn_new_ones_in_train_mode(tmp_path):
+    _, kept = run(spec_of(norm_mode="eval"), tmp_path)
+    _, learnt = run(spec_of(norm_mode="train"), tmp_path)
+
+    assert torch.equal(kept.norm.running_mean, torch.zeros(6))
+    assert int(learnt.norm.num_batches_tracked) > 0
+
+
+def test_only_norms_with_statistics_leave_train_mode():
+    net = network()
+    modes = {}
+    net.drop.register_forward_hook(lambda module, *_: modes.update(drop=module.training))
+    net.norm.register_forward_hook(lambda module, *_: modes.update(norm=module.training))
+
+    train_step(net, part().read(range(8)), part().labels[:8], recipe=Recipe(), head="head")()
+
+    assert modes == {"drop": True, "norm": False}
+
+
+def test_decay_falls_on_weights_only_and_the_head_has_its_own_rate():
+    recipe = Recipe(learning_rate=1e-4, head_learning_rate=1e-2, weight_decay=0.1)
+
+    groups = optimizer_for(network(), recipe, head="head").param_groups
+
+    assert {(group["lr"], group["weight_decay"], group["params"][0].ndim) for group in groups} == {
+        (1e-4, 0.1, 4),
+        (1e-4, 0.0, 1),
+        (1e-2, 0.1, 2),
+        (1e-2, 0.0, 1),
+    }
+    assert sum(len(group["params"]) for group in groups) == len(list(network().parameters()))
+
+
+def test_parameters_that_ask_for_no_gradient_stay_as_they_are(tmp_path):
+    net = network()
+    net.conv.requires_grad_(False)
+    before = net.conv.weight.clone()
+
+    run(spec_of(), tmp_path, net=net)
+
+    assert torch.equal(net.conv.weight, before)
+
+
+def test_the_rate_rises_then_falls_to_nothing():
+    spec = spec_of(3, schedule="cosine", warmup=1.0)
+
+    factors = [_factor(spec, 4, done) for done in range(1, 13)]
+
+    assert factors[:4] == [0.25, 0.5, 0.75, 1.0]
+    assert factors[4] == 1.0
+    assert all(later < earlier for earlier, later in itertools.pairwise(factors[4:]))
+    assert 0 < factors[-1] < 0.1
+
+
+def test_a_child_starts_at_the_full_rate():
+    spec = spec_of(2, parent="x", first_epoch=1, warmup=1.0)
+
+    assert [_factor(spec, 4, done) for done in (1, 8)] == [1.0, 1.0]
+
+
+def test_epochs_take_turns_among_the_views(tmp_path):
+    train = Twice(part().read(range(SAMPLES))[0])
+
+    run(spec_of(3), tmp_path, train=train)
+
+    steps = math.ceil(SAMPLES / 8)
+    assert train.seen == [0] * steps + [1] * steps + [0] * steps
+
+
+def test_the_warm_head_is_where_training_starts(tmp_path):
+    warm = {"weight": torch.full((3, 6), 0.5), "bias": torch.tensor([1.0, 2.0, 3.0])}
+    save_file(warm, tmp_path / "warm.safetensors")
+    net = network()
+    net.head.load_state_dict(warm)
+    expected, _ = run(spec_of(1), tmp_path, net=net)
+
+    trial, _ = run(spec_of(1), tmp_path, warm=tmp_path / "warm.safetensors")
+
+    assert facts(trial) == facts(expected)
+
+
+def test_a_head_without_a_bias_takes_the_weight_of_the_warm_head(tmp_path):
+    save_file({"weight": torch.ones(3, 6), "bias": torch.ones(3)}, tmp_path / "warm.safetensors")
+    net = network()
+    net.head = nn.Linear(6, 3, bias=False)
+
+    trial, _ = run(spec_of(1), tmp_path, net=net, warm=tmp_path / "warm.safetensors")
+
+    assert trial.failure is None
+
+
+def test_a_warm_head_of_another_width_is_refused(tmp_path):
+    save_file({"weight": torch.ones(3, 7), "bias": torch.ones(3)}, tmp_path / "warm.safetensors")
+
+    with pytest.raises(WeightsDoNotFit, match="weight") as caught:
+        run(spec_of(1), tmp_path, warm=tmp_path / "warm.safetensors")
+
+    assert caught.value.names == ("weight",)
+
+
+def test_tied_weights_survive_the_file(tmp_path):
+    class Tied(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.one = nn.Linear(4, 4)
+            self.two = nn.Linear(4, 4)
+            self.two.weight = self.one.weight
+            self.head = nn.Linear(4, 3)
+
+        def forward(self, x):
+            return self.head(self.two(self.one(x.mean((2, 3)).repeat(1, 2)[:, :4])))
+
+    parent, _ = run(spec_of(1), tmp_path, net=Tied())
+    spec = spec_of(1, parent=parent.spec.key, first_epoch=1)
+
+    child, net = run(spec, tmp_path, net=Tied(), start=tmp_path / parent.weights)
+
+    assert child.failure is None
+    assert net.two.weight is net.one.weight
+
+
+def test_operations_are_counted_three_times_for_training_and_once_for_scoring(tmp_path):
+    trial, _ = run(spec_of(2), tmp_path, flops_per_sample=10.0)
+
+    assert trial.flops == 10.0 * (2 * 3 * SAMPLES + 3 * SAMPLES)
+
+
+def test_progress_is_told_in_steps(tmp_path):
+    events = []
+
+    run(spec_of(2), tmp_path, listener=events.append)
+
+    assert {event.phase for event in events} == {"train"}
+    assert [event.fraction for event in events] == [1.0, 1.0]
