@@ -13,7 +13,7 @@ from sklearn.datasets import load_digits
 
 import frostline as fl
 
-EACH = 30  # pictures of each digit
+EACH = 90  # pictures of each digit
 
 
 def write_pictures(folder: Path) -> None:
@@ -34,7 +34,7 @@ def main() -> None:
         write_pictures(pictures)
 
         task = fl.load_task(pictures, image_size=64, seed=0)
-        result = fl.fit(task, epochs=5, seed=0, out=run)
+        result = fl.fit(task, epochs=10, seed=0, out=run)
 
         choice, test, cost = result.choice, result.test, result.cost
         print(f"{len(task.train)} pictures to train on, {len(task.test)} to test")

@@ -14,6 +14,7 @@ from torch import nn
 
 from frostline import features, fingerprint
 from frostline.data import TensorSamples
+from frostline.engines import filled
 from frostline.errors import (
     BadArgument,
     BadSample,
@@ -159,7 +160,7 @@ def test_a_stored_row_equals_the_recomputed_row(tmp_path_factory, kind, n, batch
     kept = store.read(rows)
 
     for place, row in enumerate(rows):
-        alone = frozen(*(tensor.repeat_interleave(batch, 0) for tensor in samples.read([row])))
+        alone = frozen(*(filled(tensor, batch) for tensor in samples.read([row])))
         for wire, stored, computed in zip(frozen.wires, kept, alone, strict=True):
             mine = stored.narrow(wire.batch_axis, place * wire.factor, wire.factor)
             assert torch.equal(mine, computed.narrow(wire.batch_axis, 0, wire.factor))

@@ -217,6 +217,7 @@ def test_the_warm_head_says_at_the_deepest_cut_what_the_ridge_says(tmp_path):
         own = Pooled(net, graph)(*samples.read(range(90)))[-1]
     fit = ridge(own, nn.functional.one_hot(samples.labels, 4))
 
+    assert prior.temperature == pytest.approx(best_temperature(fit.left_out, samples.labels), rel=1e-3)
     expected = (own.double() @ fit.weight.T + fit.bias) * prior.temperature
     torch.testing.assert_close(own @ head["weight"].T + head["bias"], expected.float(), rtol=1e-4, atol=1e-3)
 

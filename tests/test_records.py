@@ -1,4 +1,4 @@
-"""Laws that hold for every record of the package, and what a graph says of depths."""
+"""Laws that hold for every record of the package."""
 
 import importlib
 import types
@@ -7,11 +7,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
-from frostline.errors import CutBlocked, UnknownStage
-from frostline.records import Budget, Cost, Cut, CutGraph, Record, Stage, Trial, TrialSpec
+from frostline.records import Budget, Cost, Record, Trial, TrialSpec
 
 SOURCE = Path(__file__).parent.parent / "src" / "frostline"
 
@@ -76,92 +73,6 @@ def test_record_is_immutable_and_refuses_unknown_fields(record):
 def test_a_list_is_no_fact():
     with pytest.raises(AssertionError, match="no fact"):
         sample(list[int])
-
-
-def test_key_follows_the_content():
-    assert Cut(depth=1, name="a", wires=(), bytes_per_sample=1).key != sample(Cut).key
-
-
-# --- depths -----------------------------------------------------------------------------------
-
-
-def graph_of(stages: int, blocked: frozenset[int] = frozenset()) -> CutGraph:
-    return CutGraph(
-        model="Chain",
-        batch=2,
-        stages=tuple(
-            Stage(index=index, name=f"layer{index}", keys=(), parameters=index, flops=10) for index in range(stages)
-        ),
-        cuts=tuple(
-            Cut(
-                depth=depth,
-                name=f"layer{depth - 1}" if depth else "",
-                wires=(),
-                bytes_per_sample=8,
-                blocked="tied" if depth in blocked else None,
-            )
-            for depth in range(stages)
-        ),
-    )
-
-
-@given(stages=st.integers(1, 20), data=st.data())
-def test_every_way_to_write_a_depth_means_the_same(stages, data):
-    graph = graph_of(stages)
-    depth = data.draw(st.integers(0, graph.max_depth))
-
-    ways = [depth, str(depth), depth - stages, str(depth - stages)]
-    if depth:
-        ways.append(graph.stages[depth - 1].name)
-
-    assert {graph.resolve(way) for way in ways} == {depth}
-
-
-@given(stages=st.integers(1, 20), blocked=st.frozensets(st.integers(0, 19)))
-def test_open_depths_are_those_that_resolve(stages, blocked):
-    graph = graph_of(stages, blocked)
-
-    def resolves(depth):
-        try:
-            return graph.resolve(depth) == depth
-        except CutBlocked:
-            return False
-
-    assert graph.open_depths == tuple(filter(resolves, range(stages)))
-
-
-@given(stages=st.integers(1, 20))
-def test_frozen_share_grows_from_nothing_to_all_but_the_head(stages):
-    graph = graph_of(stages)
-
-    shares = [graph.frozen_share(depth) for depth in range(stages)]
-
-    assert shares == sorted(shares)
-    assert shares[0] == 0
-    assert shares[-1] == pytest.approx((stages - 1) / stages)
-
-
-@pytest.mark.parametrize("depth", [4, -5, True, 1.5, "layer9", "layer3"])
-def test_depth_that_is_none_is_refused(depth):
-    with pytest.raises(UnknownStage, match="UnknownStage: ") as caught:
-        graph_of(4).resolve(depth)
-
-    assert caught.value.depth == depth
-
-
-def test_blocked_depth_is_refused_with_its_reason_and_the_open_ones():
-    with pytest.raises(CutBlocked, match=r"tied\. Open depths: 0, 2, 3") as caught:
-        graph_of(4, frozenset({1})).resolve("layer0")
-
-    assert (caught.value.depth, caught.value.reason) == (1, "tied")
-
-
-def test_recording_is_no_part_of_the_fact():
-    watched = graph_of(3).model_copy(update={"recording": object()})
-
-    assert watched == graph_of(3)
-    assert hash(watched) == hash(graph_of(3))
-    assert "recording" not in watched.model_dump_json()
 
 
 # --- figures that follow ----------------------------------------------------------------------

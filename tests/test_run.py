@@ -72,16 +72,6 @@ def test_a_run_leaves_every_file_of_the_design(tmp_path):
     assert not (result.folder / "weights").exists()
 
 
-def test_the_summary_holds_what_the_command_line_promises(tmp_path):
-    summary = fl.fit(small_task(), epochs=3, engine="torch", out=tmp_path / "run").summary()
-
-    assert {"depth", "max_depth", "stage_name", "test", "valid", "cost", "seconds", "report"} <= set(summary)
-    assert {"accuracy", "low", "high"} <= set(summary["test"])
-    assert summary["test"]["low"] <= summary["test"]["accuracy"] <= summary["test"]["high"]
-    assert set(summary["cost"]["full_finetunes"]) == {"seconds", "flops"}
-    assert json.loads(json.dumps(summary)) == summary
-
-
 def test_the_budget_in_operations_holds(tmp_path):
     result = fl.fit(small_task(), budget=1.0, epochs=40, engine="torch", out=tmp_path / "run")
 
@@ -228,18 +218,6 @@ def test_the_user_s_network_is_left_as_it_was(tmp_path):
     assert [module.training for module in task.model] == [True, False, True, True, True]
     assert all(parameter.requires_grad for parameter in task.model.parameters())
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in task.model.modules())
-
-
-def test_the_merged_network_runs_without_frostline(tmp_path):
-    result = fl.fit(small_task(), depth=1, epochs=2, engine="torch", out=tmp_path / "run")
-    torch.save(result.model.state_dict(), tmp_path / "merged.pt")
-    inputs = points(5).read(range(8))[0]
-
-    plain = network()
-    plain.load_state_dict(torch.load(tmp_path / "merged.pt", weights_only=True))
-
-    assert torch.equal(plain.eval()(inputs), result.model(inputs))
-    assert type(result.model) is nn.Sequential
 
 
 def test_plan_predicts_every_open_depth_and_trains_nothing(tmp_path, monkeypatch):

@@ -323,7 +323,15 @@ def test_the_best_arm_and_head_only_go_on():
 
 
 def test_arms_that_cannot_be_told_apart_give_way_to_the_deeper_one():
-    assert finishers([0.4, 0.2, 0.201, 0.5]) == [2, 3]
+    meant = plan_of(LITE)
+    # The third arm's mean is 0.001 above the second's, less than the standard error of their difference.
+    losses = dict(zip(meant.candidates, [(1.5, 1.5), (1.0, 1.0), (1.03, 0.972), (1.5, 1.5)], strict=True))
+
+    trials = carried_out(
+        LITE, meant, lambda spec: Trial(spec=spec, losses=losses[spec.depth] * 200, hits=(True,) * 400, weights="w")
+    )
+
+    assert {trial.spec.depth for trial in trials if trial.spec.parent} == set(meant.candidates[2:])
 
 
 def test_head_only_goes_on_alone_where_it_is_clearly_ahead():
@@ -358,6 +366,36 @@ def test_what_is_pending_is_not_asked_for_again():
     assert strategy(LITE, votes_of(LITE), meant, (), first) == ()
 
 
+@QUICK
+@given(st.floats(0.2, 1.0), st.randoms(use_true_random=False))
+def test_a_plan_of_somebody_elses_is_kept_within_its_limit(limit, draw):
+    meant = plan_of(LITE)
+    tight = meant.model_copy(update={"budget": meant.budget.model_copy(update={"limit": limit})})
+
+    trials = carried_out(LITE, tight, fate(draw))
+
+    assert cost_of(tight, trials) + tight.budget.reserve <= limit + 1e-6
+
+
+def test_of_a_spec_that_was_run_twice_the_same_trial_counts_in_either_order():
+    meant = plan_of(LITE)
+    specs = strategy(LITE, votes_of(LITE), meant, (), ())
+    failed, fine, better = (
+        trial_of(specs[0], 0.0, failure="killed"),
+        trial_of(specs[0], 0.4, noise=1),
+        trial_of(specs[0], 0.2, noise=2),
+    )
+    other = trial_of(specs[1], 0.3)
+
+    asked = {
+        strategy(LITE, votes_of(LITE), meant, [*order, other], ())
+        for order in ((failed, fine, better), (better, fine, failed), (fine, better, failed))
+    }
+
+    (arms,) = asked
+    assert {spec.recipe.learning_rate for spec in arms} == {specs[0].recipe.learning_rate}
+
+
 def test_a_network_whose_head_is_dear_races_it_like_any_other_depth():
     graph = graph_of([10, 10, 10])
     meant = plan_of(graph)
@@ -377,6 +415,10 @@ def finished(depth, *, right, loss, epochs=10, samples=400, parent=None):
     hits = tuple(place >= samples - right for place in range(samples))
     losses = tuple(loss + 0.01 * (place % 3) for place in range(samples))
     return Trial(spec=spec, hits=hits, losses=losses, best_epoch=epochs, weights="w")
+
+
+def finished_as(spec, *, right, loss):
+    return finished(spec.depth, right=right, loss=loss).model_copy(update={"spec": spec})
 
 
 def test_the_more_accurate_depth_is_chosen_though_its_loss_is_worse():
@@ -408,6 +450,19 @@ def test_an_arm_that_left_the_race_is_no_candidate():
 
     assert choice.depth == meant.candidates[0]
     assert {rival.depth for rival in choice.rivals} == set(meant.candidates[1:])
+
+
+def test_an_arm_that_left_the_race_is_not_chosen_in_a_tie_either():
+    meant = plan_of(LITE)
+    shallowest, *others = meant.candidates
+    raced = {shallowest: 0.1, **dict.fromkeys(others, 0.2), LITE.max_depth: 0.5}
+    ended = {**raced, shallowest: 0.2}
+
+    trials = carried_out(
+        LITE, meant, lambda spec: finished_as(spec, right=390, loss=(ended if spec.parent else raced)[spec.depth])
+    )
+
+    assert choose(LITE, trials).depth == shallowest
 
 
 def test_rivals_that_left_the_race_are_compared_after_equal_epochs():

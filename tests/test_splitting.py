@@ -2,7 +2,7 @@ import copy
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from torch import nn
 from torch.nn import functional as F
@@ -52,6 +52,7 @@ def test_live_of_frozen_is_the_network_at_every_open_cut(chosen, seed):
 
 @few
 @given(pieces, st.sampled_from([1, 2, 7]))
+@example(["pool", "pool", "pool", "conv", "keep", "join"], 1)
 def test_law_holds_at_other_batch_sizes_than_the_traced_one(chosen, batch):
     one = network(chosen)
     graph = fl.trace(one.model, one.example)
@@ -588,6 +589,26 @@ def test_false_cut_passes_a_plain_comparison_and_fails_the_proof(liar):
     assert breach(one, liar.graph, liar.depth) is None
     assert reason is not None
     assert any(part in reason for part in liar.proof.split("|"))
+
+
+def test_value_that_goes_on_under_its_old_name_is_caught():
+    class Named(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.stem, self.same = nn.Linear(5, 6), nn.Identity()
+            self.last, self.head = nn.Linear(6, 6), nn.Linear(6, 3)
+
+        def forward(self, x):
+            x = self.stem(x).sigmoid()
+            self.same(x)
+            return self.head(self.last(x))
+
+    model, example = Named(), torch.randn(4, 5)
+    graph = fl.trace(model, example)
+
+    assert graph.stages[0].name == "same"
+    assert fl.prove(model, graph, 1, example=example) == "the live part reads a value that is not kept"
+    assert fl.prove(model, graph, 2, example=example) is None
 
 
 def test_planted_false_cut_of_a_real_network_is_caught():

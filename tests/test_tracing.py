@@ -327,14 +327,6 @@ def test_no_value_of_the_pass_outlives_it():
     assert all(storage.expired() for storage in seen)
 
 
-def test_address_given_to_a_second_storage_is_no_confusion():
-    net = nn.Sequential(*(layer for _ in range(40) for layer in (nn.Linear(64, 64), nn.Tanh())), nn.Linear(64, 3))
-
-    graph = fl.trace(net, torch.randn(4, 64))
-
-    assert len(graph.open_depths) == 41
-
-
 def test_batch_of_one_is_traced_with_two_rows():
     one = specimen("batch_norm")
 

@@ -65,9 +65,9 @@ def run(spec, folder, *, net=None, train=None, start=None, **more):
     trial = tune(
         net,
         train,
-        part().labels,
         valid,
-        valid.labels,
+        train_labels=part().labels,
+        valid_labels=valid.labels,
         spec=spec,
         head="head",
         start=start,
@@ -284,6 +284,17 @@ def test_the_warm_head_is_where_training_starts(tmp_path):
     expected, _ = run(spec_of(1), tmp_path, net=net)
 
     trial, _ = run(spec_of(1), tmp_path, warm=tmp_path / "warm.safetensors")
+
+    assert facts(trial) == facts(expected)
+
+
+def test_the_warm_head_may_start_softer(tmp_path):
+    save_file({"weight": torch.ones(3, 6), "bias": torch.arange(3.0)}, tmp_path / "warm.safetensors")
+    net = network()
+    net.head.load_state_dict({"weight": torch.full((3, 6), 0.25), "bias": torch.arange(3.0) / 4})
+    expected, _ = run(spec_of(1), tmp_path, net=net)
+
+    trial, _ = run(spec_of(1, head_scale=0.25), tmp_path, warm=tmp_path / "warm.safetensors")
 
     assert facts(trial) == facts(expected)
 

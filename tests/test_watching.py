@@ -80,6 +80,29 @@ def test_plain_value_that_data_is_written_into_becomes_data():
     assert found.storages[found.output_storages[0]].is_data
 
 
+def test_address_given_to_a_second_storage_is_another_storage():
+    net = nn.Sequential(*(nn.Linear(64, 64) for _ in range(40)))
+
+    found = seen(net, torch.ones(3, 64))
+
+    assert len(found.storages) == 41
+
+
+def test_buffer_that_data_is_written_into_carries_the_sample():
+    class Cache(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.register_buffer("kept", torch.zeros(3, 2))
+
+        def forward(self, x):
+            self.kept.copy_(x)
+            return self.kept * 2
+
+    found = seen(Cache(), torch.ones(3, 2))
+
+    assert found.storages[found.output_storages[0]].is_data
+
+
 def test_look_at_a_value_is_noted_with_the_call_it_was_in():
     class Look(nn.Module):
         def forward(self, x):

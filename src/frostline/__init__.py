@@ -29,7 +29,7 @@ _HOME = {
     "fit": "run",
     "plan": "run",
     "report": "reporting",
-    "Result": "run",
+    "Result": "result",
     "load_model": "sources",
     "load_task": "sources",
     "look": "sources",

@@ -12,7 +12,6 @@ from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, final
 
 import torch
 from torch import nn
@@ -45,12 +44,12 @@ from frostline.records import (
     Prior,
     Rates,
     Recipe,
-    Score,
     Spent,
     Trial,
     TrialSpec,
 )
 from frostline.reporting import report
+from frostline.result import Result
 from frostline.scoring import outputs_of, score
 from frostline.splitting import Split, prove, split
 from frostline.task import Task
@@ -80,95 +79,6 @@ class Site:
     def spent(self, phase: str) -> AbstractContextManager[None]:
         """Count what happens inside as seconds of this phase."""
         return spent(phase, self.folder, self.clock)
-
-
-@final
-class Result:
-    """A finished run: what was chosen, how good it is, what it cost, and the tuned network.
-
-    Args:
-        folder: The run folder.
-        evidence: Everything the report says.
-        base: The network before tuning; `model` lays the delta upon a copy of it.
-
-    Example:
-        >>> import torch
-        >>> net = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
-        >>> x = torch.randn(60, 4, generator=torch.Generator().manual_seed(0))
-        >>> part = [fl.TensorSamples(x[i::3], (x[i::3, 0] > 0).long()) for i in range(3)]
-        >>> result = fl.fit(fl.Task(net, *part), epochs=2, engine="torch", out=tmp / "run")
-        >>> 0 <= result.depth <= result.choice.max_depth
-        True
-    """
-
-    def __init__(self, folder: Path, evidence: Evidence, base: nn.Module) -> None:
-        self.folder = folder
-        self.evidence = evidence
-        self._base = base
-
-    @property
-    def choice(self) -> Choice:
-        """The depth picked, by which rule, against which rivals."""
-        return self.evidence.choice
-
-    @property
-    def depth(self) -> int:
-        """Number of frozen stages."""
-        return self.evidence.choice.depth
-
-    @property
-    def test(self) -> Score:
-        """Score of the merged network in plain torch on the test part."""
-        return self.evidence.test
-
-    @property
-    def valid(self) -> Score:
-        """Score of the chosen weights on the validation part."""
-        return self.evidence.valid
-
-    @property
-    def cost(self) -> Cost:
-        """What the run cost."""
-        return self.evidence.cost
-
-    @property
-    def report(self) -> Path:
-        """The report, one HTML file."""
-        return self.folder / "report.html"
-
-    @property
-    def model(self) -> nn.Module:
-        """A new copy of the tuned network, of the user's own class, in eval mode."""
-        return apply_delta(self._base, self.folder / "delta.safetensors").eval()
-
-    def summary(self) -> dict[str, Any]:
-        """The figures that `frostline fit --json` prints."""
-        evidence, cost = self.evidence, self.evidence.cost
-        return {
-            "depth": evidence.choice.depth,
-            "max_depth": evidence.choice.max_depth,
-            "stage_name": evidence.choice.stage_name,
-            "reason": evidence.choice.reason,
-            "test": _brief(evidence.test),
-            "valid": _brief(evidence.valid),
-            "disagreement": evidence.disagreement,
-            "cost": {
-                "full_finetunes": {"seconds": cost.share_seconds, "flops": cost.share_flops},
-                "seconds": cost.seconds,
-                "flops": cost.flops,
-                "full_finetune_seconds": cost.full_finetune_seconds,
-                "full_finetune_flops": cost.full_finetune_flops,
-            },
-            "seconds": dict(cost.by_phase),
-            "trials": len(evidence.trials),
-            "failed_trials": sum(trial.failure is not None for trial in evidence.trials),
-            "report": str(self.report),
-            "run": str(self.folder),
-        }
-
-
-def _brief(part: Score) -> dict[str, float | int]:
-    return part.model_dump(include={"samples", "accuracy", "low", "high", "balanced_accuracy", "loss"})
 
 
 def fit(
@@ -441,9 +351,9 @@ def run_trial(site: Site, prior: Prior, plan: Plan, spec: TrialSpec) -> Trial:
         return tune(
             parts.live,
             train,
-            site.task.train.labels,
             valid,
-            site.task.valid.labels,
+            train_labels=site.task.train.labels,
+            valid_labels=site.task.valid.labels,
             spec=spec,
             head=site.graph.head,
             warm=site.folder / prior.head if prior.head else None,
@@ -532,9 +442,10 @@ def conclude(
     valid_rows = rows_of(site, parts, site.task.valid, part="valid", plan=plan)
     valid = score(outputs_of(parts.live, valid_rows, batch_size=BATCH), site.task.valid.labels)
     write_record(site.folder / "model.json", model_card(site, choice, delta))
+    data = site.task.summary or summary_of(site.task)
     evidence = gather(
-        arguments=tuple((name, str(value)) for name, value in asked),
-        data=site.task.summary or summary_of(site.task),
+        arguments=(*((name, str(value)) for name, value in asked), *data.asked),
+        data=data,
         source=site.task.source or source_of(site.task),
         preprocessing=site.task.preprocessing,
         graph=site.graph,

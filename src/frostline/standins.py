@@ -201,10 +201,11 @@ class _Feed:
             return None
         item, wire = mine[0]
         shape, stride, offset = layout.at(self.batch)
-        _, own_stride, own_offset = item.layout.at(self.batch)
+        own_shape, own_stride, own_offset = item.layout.at(self.batch)
         if layout.dtype != item.layout.dtype:
             return None
-        if wire.stride() == own_stride and own_offset == 0 and _fits(shape, stride, offset, wire.numel()):
+        is_whole = own_offset == 0 and _lie_alike(own_shape, wire.stride(), own_stride)
+        if is_whole and _fits(shape, stride, offset, wire.numel()):
             return wire.as_strided(shape, stride, offset)
         if not self.is_dense:
             return None
@@ -248,8 +249,14 @@ def _fits(shape: tuple[int, ...], stride: tuple[int, ...], offset: int, length: 
 def _laid_as(layout: Layout, wire: torch.Tensor, batch: int) -> torch.Tensor:
     """A copy of the wire whose axes lie in memory as they did when it was watched, since that decides the bits."""
     shape, stride, _ = layout.at(batch)
-    fresh = torch.empty_strided(shape, dense_stride(shape, stride), dtype=wire.dtype, device=wire.device)
-    return fresh.copy_(wire)
+    own, wanted = (dense_stride(shape, steps) for steps in (wire.stride(), stride))
+    # Where an axis of one element lies says which kernel runs and nothing of the memory: leave it as it came.
+    stride = own if _lie_alike(shape, own, wanted) else wanted
+    return torch.empty_strided(shape, stride, dtype=wire.dtype, device=wire.device).copy_(wire)
+
+
+def _lie_alike(shape: tuple[int, ...], one: tuple[int, ...], other: tuple[int, ...]) -> bool:
+    return all(size < 2 or mine == theirs for size, mine, theirs in zip(shape, one, other, strict=True))
 
 
 class _StandIn:

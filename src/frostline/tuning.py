@@ -25,10 +25,10 @@ CHECKED_EVERY = 16
 def tune(
     live: nn.Module,
     train: Rows,
-    train_labels: torch.Tensor,
     valid: Rows,
-    valid_labels: torch.Tensor,
     *,
+    train_labels: torch.Tensor,
+    valid_labels: torch.Tensor,
     spec: TrialSpec,
     save_to: Path,
     head: str | None = None,
@@ -47,9 +47,9 @@ def tune(
     Args:
         live: The part above the cut; maps wires to outputs (B, K).
         train: N rows to learn from. Epoch e reads view e - 1, modulo the number of views.
-        train_labels: (N,) class numbers.
         valid: Rows that pick the best epoch.
-        valid_labels: Their class numbers.
+        train_labels: (N,) class numbers.
+        valid_labels: Class numbers of the validation rows.
         spec: What is asked for.
         save_to: File for the best weights, the last weights and the optimizer's state.
         head: Dotted name of the head, which has its own learning rate; None trains all at one.
@@ -71,7 +71,8 @@ def tune(
         >>> part = fl.TensorSamples(x, (x[:, 0] > 0).long())
         >>> spec = TrialSpec(depth=0, recipe=Recipe(learning_rate=0.05), seed=0, epochs=3)
         >>> net = torch.nn.Linear(4, 2)
-        >>> trial = fl.tune(net, part, part.labels, part, part.labels, spec=spec, save_to=tmp / "trial.safetensors")
+        >>> labels = {"train_labels": part.labels, "valid_labels": part.labels}
+        >>> trial = fl.tune(net, part, part, **labels, spec=spec, save_to=tmp / "trial.safetensors")
         >>> [point.epoch for point in trial.curve], trial.failure
         ([0, 1, 2, 3], None)
 
@@ -90,8 +91,7 @@ def tune(
     samples, failure = 0, None
     try:
         for epoch in range(spec.first_epoch + (spec.parent is not None), spec.first_epoch + spec.epochs + 1):
-            since = time.perf_counter()
-            loss, rate = None, 0.0
+            since, loss, rate = time.perf_counter(), None, 0.0
             if epoch > spec.first_epoch:
                 samples += _BACKWARD_TOO * len(train)
                 loss, rate = trainee.learn(train, train_labels, epoch)

@@ -27,9 +27,9 @@ def flat(value):
     ("depth", "sentence"),
     [
         (0, "Freeze nothing: fine-tune all 19 stages."),
-        (1, "Freeze the first of 19 stages, up to blocks.3.0."),
-        (7, "Freeze the first 7 of 19 stages, up to blocks.3.0."),
-        (18, "Freeze everything but the head: 18 of 19 stages."),
+        (1, "Freeze the first of 18 stages, up to blocks.3.0."),
+        (7, "Freeze the first 7 of 18 stages, up to blocks.3.0."),
+        (18, "Freeze everything but the head: all 18 stages before it."),
     ],
 )
 def test_headline_says_the_choice_in_one_sentence(depth, sentence):
@@ -44,7 +44,7 @@ def test_cards_carry_interval_unit_and_total(fake_evidence):
     assert accuracy["value"] == ".968"
     assert accuracy["spread"] == "(.943–.983)"
     assert (cost["value"], cost["spread"]) == (".617", "full fine-tunes")
-    assert (frozen["value"], frozen["spread"]) == ("7", "of 19")
+    assert (frozen["value"], frozen["spread"]) == ("7", "of 18 before the head")
     assert live["spread"].startswith("of ")
 
 

@@ -29,7 +29,7 @@ def page(evidence: Evidence) -> Row:
 
     Example:
         >>> headline(Choice(depth=2, stage_name="b", max_depth=4, trial="", rule="", reason=""))
-        'Freeze the first 2 of 5 stages, up to b.'
+        'Freeze the first 2 of 4 stages, up to b.'
     """
     choice, graph = evidence.choice, evidence.graph
     return {
@@ -64,11 +64,12 @@ def headline(choice: Choice) -> str:
         >>> headline(Choice(depth=0, stage_name="nothing", max_depth=4, trial="", rule="", reason=""))
         'Freeze nothing: fine-tune all 5 stages.'
     """
-    total = choice.max_depth + 1
+    # Counted as people give a depth: the head is the last stage and never frozen.
+    total = choice.max_depth
     if choice.depth == 0:
-        return f"Freeze nothing: fine-tune all {total} stages."
-    if choice.depth == choice.max_depth:
-        return f"Freeze everything but the head: {choice.depth} of {total} stages."
+        return f"Freeze nothing: fine-tune all {total + 1} stages."
+    if choice.depth == total:
+        return f"Freeze everything but the head: all {total} stages before it."
     many = f"the first {choice.depth} of {total} stages" if choice.depth > 1 else f"the first of {total} stages"
     return f"Freeze {many}, up to {visible(choice.stage_name)}."
 
@@ -108,7 +109,7 @@ def cards(evidence: Evidence) -> tuple[Row, ...]:
         {
             "name": "Frozen stages",
             "value": str(choice.depth),
-            "spread": f"of {len(graph.stages)}",
+            "spread": f"of {graph.max_depth} before the head",
             "note": f"{_whole_percent(graph.frozen_share(choice.depth))} of the work, computed once"
             if choice.depth
             else "the whole network is trained",

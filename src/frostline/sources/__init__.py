@@ -224,7 +224,9 @@ def load_task(
         classes=listing.classes,
         source=loaded.source,
         preprocessing=loaded.preprocessing,
-        summary=parts.summary,
+        summary=parts.summary.model_copy(
+            update={"asked": (("valid", str(valid)), ("test", str(test)), ("skip_bad", str(skip_bad)))}
+        ),
     )
 
 

@@ -359,7 +359,7 @@ class _Patchwork(nn.Module):
                     left, right = piece(x)
                     x = left.sigmoid() * right
                 case "keep":
-                    kept = piece(x)
+                    x = kept = piece(x)
                 case "add":
                     x = piece(x) + F.adaptive_avg_pool2d(kept, (x.shape[-2], x.shape[-1]))
                 case "write":
