@@ -14,7 +14,7 @@ import json
 from pathlib import Path
 
 import torch
-from main_job import machine
+from main_job import figures, machine
 
 import frostline as fl
 
@@ -72,7 +72,7 @@ def main() -> None:
         torch.manual_seed(seed)  # pca_lowrank draws from the global generator
         linear = relabelled(task, classes=options.classes, components=options.components, seed=seed)
         result = fl.fit(linear, seed=seed, out=options.work / f"linear-{options.data.name}-{seed}")
-        rows.append({"data": options.data.name, "seed": seed} | result.summary())
+        rows.append({"data": options.data.name, "seed": seed} | figures(result))
         print(f"seed {seed}: depth {result.depth} of {result.choice.max_depth}; {result.choice.reason}", flush=True)
     options.json.write_text(
         json.dumps({"date": str(datetime.date.today()), "machine": machine(), "rows": rows}, indent=1)

@@ -33,7 +33,7 @@ def run(data: Path, work: Path, *, image_size: int, seed: int, arms: list[str]) 
         result = fl.fit(task, depth=depth, seed=seed, out=out)
         predictions = torch.tensor(result.test.predictions)
         hits[arm] = (predictions == task.test.labels).float()
-        row[arm] = result.summary() | {"wall_seconds": round(time.perf_counter() - began, 1)}
+        row[arm] = figures(result) | {"wall_seconds": round(time.perf_counter() - began, 1)}
         print(
             f"{data.name}: {arm}: depth {result.depth} of {result.choice.max_depth}, test {result.test.accuracy:.3f} "
             f"({result.test.low:.3f}-{result.test.high:.3f}), cost {result.cost.share_seconds:.2f} by seconds, "
@@ -47,6 +47,11 @@ def run(data: Path, work: Path, *, image_size: int, seed: int, arms: list[str]) 
             "standard_error": float(difference.std() / len(difference) ** 0.5),
         }
     return row
+
+
+def figures(result: fl.Result) -> dict:
+    """The summary without what holds on one machine only."""
+    return {name: value for name, value in result.summary().items() if name not in ("report", "run")}
 
 
 def main() -> None:

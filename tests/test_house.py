@@ -190,10 +190,6 @@ def test_nothing_is_called_after_what_it_is_not(file):
     assert file.stem not in ("utils", "helpers", "common", "misc", "base")
 
 
-# Modules that another was divided into when it grew: tested through that one's public names.
-INSIDE = {"network": "records", "prices": "search", "record": "records", "result": "run"}
-
-
 @pytest.mark.parametrize(
     "file",
     [file for file in FILES if not file.name.startswith("__")],
@@ -204,7 +200,7 @@ def test_module_has_its_mirror(file):
     mirrors = [
         ROOT / "tests" / place.parent / f"test_{file.name}",
         ROOT / "tests" / f"test_{place.parts[0]}.py",
-        ROOT / "tests" / f"test_{INSIDE.get(file.stem, file.stem)}.py",
+        ROOT / "tests" / f"test_{file.stem}.py",
     ]
 
     assert any(mirror.exists() for mirror in mirrors), f"none of {[str(mirror) for mirror in mirrors]}"
