@@ -19,7 +19,8 @@ from frostline import run as flow
 from frostline.errors import AllTrialsFailed, BadArgument, CutNotProven, RunBusy, RunOfOtherArguments, StoreTooLarge
 from frostline.events import Event
 from frostline.files import hold, read_records
-from frostline.records import Trial
+from frostline.records import Recipe, Trial, TrialSpec
+from frostline.testing import CLOSE
 
 NETWORK = """
 import torch
@@ -228,6 +229,53 @@ def test_plan_predicts_every_open_depth_and_trains_nothing(tmp_path, monkeypatch
     assert [forecast.depth for forecast in plan.forecasts] == [0, 1, 2]
     assert plan.forecasts[0].store_bytes == 0
     assert list(tmp_path.iterdir()) == []
+
+
+class Recomputed:
+    """Rows that are computed anew by the frozen part at every reading."""
+
+    views = 1
+
+    def __init__(self, frozen, samples) -> None:
+        self.frozen, self.samples = frozen, samples
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def read(self, rows, view: int = 0):
+        return self.frozen(*self.samples.read(rows, view))
+
+
+@pytest.mark.parametrize("engine", ["torch", "openvino"])
+def test_training_on_stored_rows_is_training_with_the_frozen_part_recomputed(tmp_path, engine):
+    if engine == "openvino":
+        pytest.importorskip("openvino", reason="the extra `cpu` is not installed")
+    x = torch.randn(48, 3, 12, 12, generator=torch.Generator().manual_seed(0))
+    samples = fl.TensorSamples(x, (x[:, 0].mean(dim=(1, 2)) > 0).long())
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        net = nn.Sequential(
+            nn.Conv2d(3, 6, 3), nn.BatchNorm2d(6), nn.ReLU(), nn.Conv2d(6, 8, 3), nn.ReLU(),
+            nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Dropout(0.2), nn.Linear(32, 2),
+        )  # fmt: skip
+    graph = fl.trace(net, x[:4])
+    recipe = Recipe(learning_rate=1e-2, batch_size=16)
+    spec = TrialSpec(depth=1, recipe=recipe, seed=0, epochs=3)
+
+    def trained(rows_of) -> Trial:
+        parts = fl.split(net, graph, 1)
+        rows = rows_of(parts.frozen)
+        labels = {"train_labels": samples.labels, "valid_labels": samples.labels}
+        return fl.tune(parts.live, rows, rows, **labels, spec=spec, save_to=tmp_path / "trial.safetensors")
+
+    stored = trained(lambda frozen: fl.cache(frozen, samples, tmp_path / "store", engine=engine, batch_size=16))
+    recomputed = trained(lambda frozen: Recomputed(frozen, samples))
+
+    assert len(stored.curve) == 4
+    for curve in ("train_loss", "valid_loss"):
+        ours, theirs = ([getattr(point, curve) for point in trial.curve[1:]] for trial in (stored, recomputed))
+        torch.testing.assert_close(torch.tensor(ours), torch.tensor(theirs), **CLOSE)
+    torch.testing.assert_close(torch.tensor(stored.losses), torch.tensor(recomputed.losses), **CLOSE)
 
 
 @pytest.mark.slow
