@@ -176,6 +176,17 @@ def test_a_run_whose_every_trial_fails_says_why(tmp_path, monkeypatch):
         fl.fit(small_task(), epochs=2, engine="torch", out=tmp_path / "run")
 
 
+def test_what_a_listener_raises_is_no_failed_trial(tmp_path):
+    def listener(event: Event) -> None:
+        if event.phase == "train":
+            raise ValueError("the pipe is closed")
+
+    with pytest.raises(ValueError, match="the pipe is closed"):
+        fl.fit(small_task(), depth=1, epochs=2, engine="torch", out=tmp_path / "run", listener=listener)
+
+    assert trials_in(tmp_path / "run") == 0
+
+
 def test_an_unproven_cut_is_never_trained(tmp_path, monkeypatch):
     monkeypatch.setattr(flow, "prove", lambda model, graph, depth, example: "planted" if depth == 1 else None)
 

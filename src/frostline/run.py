@@ -194,15 +194,32 @@ def carry_out(task: Task, folder: Path, asked: Arguments, depth: int | str, list
 
 @contextmanager
 def diary(folder: Path, listener: Listener) -> Iterator[Listener]:
-    """A listener that also keeps the beginning and the end of every phase in `events.jsonl`."""
+    """A listener that also keeps the beginning and the end of every phase in `events.jsonl`.
+
+    What the user's listener raises ends the run as it is; it must not pass for a failed trial.
+    """
 
     def hear(event: Event) -> None:
         # One line for each unit of work would make a file of thousands, each flushed to the disk.
         if event.done in (0, event.total):
             append_record(folder / "events.jsonl", event)
-        listener(event)
+        try:
+            listener(event)
+        except Exception as error:
+            raise _ListenerRaised(error) from error
 
-    yield hear
+    try:
+        yield hear
+    except _ListenerRaised as raised:
+        raise raised.error from None
+
+
+class _ListenerRaised(BaseException):
+    """Carries what a listener raised past `run_trial`, which takes an `Exception` for the trial's own."""
+
+    def __init__(self, error: Exception) -> None:
+        super().__init__(error)
+        self.error = error
 
 
 @contextmanager
