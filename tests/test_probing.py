@@ -5,9 +5,10 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file
 from torch import nn
 
+from frostline.calibration import best_temperature
 from frostline.data import TensorSamples
 from frostline.engines import compiled
-from frostline.probing import HOTTEST, MOST_ROWS, Pooled, best_temperature, probe, ridge
+from frostline.probing import MOST_ROWS, Pooled, probe, ridge
 from frostline.tracing import trace
 
 
@@ -79,25 +80,6 @@ def test_features_that_never_vary_predict_the_mean_of_the_others():
     fit = ridge(torch.ones(3, 4), y)
 
     torch.testing.assert_close(fit.left_out.flatten(), torch.tensor([1.5, 1.5, 0.0], dtype=torch.float64))
-
-
-@settings(max_examples=20, deadline=None)
-@given(st.integers(0, 1000))
-def test_no_temperature_near_by_is_better(seed):
-    generator = torch.Generator().manual_seed(seed)
-    labels = torch.randint(3, (50,), generator=generator)
-    outputs = nn.functional.one_hot(labels, 3) + torch.randn(50, 3, generator=generator, dtype=torch.float64)
-
-    found = best_temperature(outputs, labels)
-
-    def loss(factor):
-        return float(nn.functional.cross_entropy(outputs * factor, labels))
-
-    assert loss(found) <= min(loss(found * 1.02), loss(found / 1.02))
-
-
-def test_a_set_that_separates_does_not_make_the_head_infinitely_sure():
-    assert best_temperature(torch.eye(3).double(), torch.arange(3)) == HOTTEST
 
 
 class Small(nn.Module):

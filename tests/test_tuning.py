@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from frostline.calibration import best_temperature
 from frostline.data import TensorSamples
 from frostline.errors import WeightsDoNotFit
 from frostline.records import Recipe, TrialSpec
@@ -77,6 +78,10 @@ def run(spec, folder, *, net=None, train=None, start=None, **more):
     return trial, net
 
 
+def calibrated(outputs, labels):
+    return nn.functional.cross_entropy(outputs * best_temperature(outputs, labels), labels, reduction="none")
+
+
 def facts(trial):
     return [(point.epoch, point.train_loss, point.valid_loss, point.valid_accuracy) for point in trial.curve]
 
@@ -144,7 +149,7 @@ def test_epoch_zero_is_scored_and_may_be_the_best(tmp_path):
 
     trial, net = run(spec_of(learning_rate=1e3, head_learning_rate=1e3, clip_norm=1e9), tmp_path)
 
-    expected = nn.functional.cross_entropy(untouched(valid.read(range(SAMPLES))[0]), valid.labels).detach()
+    expected = calibrated(untouched(valid.read(range(SAMPLES))[0]).detach(), valid.labels).mean()
     assert trial.curve[0].train_loss is None
     assert trial.curve[0].valid_loss == pytest.approx(float(expected), rel=1e-5)
     assert trial.best_epoch == 0
@@ -159,9 +164,19 @@ def test_losses_and_hits_are_those_of_the_best_epoch(tmp_path):
 
     assert trial.best_epoch == min(trial.curve, key=lambda point: point.valid_loss).epoch
     assert list(trial.hits) == (outputs.argmax(1) == valid.labels).tolist()
-    torch.testing.assert_close(
-        torch.tensor(trial.losses), nn.functional.cross_entropy(outputs, valid.labels, reduction="none")
-    )
+    torch.testing.assert_close(torch.tensor(trial.losses), calibrated(outputs, valid.labels))
+
+
+def test_being_too_sure_is_no_loss(tmp_path):
+    sure = network()
+    with torch.no_grad():
+        for parameter in sure.head.parameters():
+            parameter *= 7
+
+    plain, _ = run(spec_of(1, learning_rate=0.0, head_learning_rate=0.0), tmp_path)
+    surer, _ = run(spec_of(1, learning_rate=0.0, head_learning_rate=0.0), tmp_path, net=sure)
+
+    torch.testing.assert_close(torch.tensor(surer.losses), torch.tensor(plain.losses), rtol=1e-3, atol=1e-4)
 
 
 def test_a_child_that_never_improves_keeps_its_parents_best(tmp_path):

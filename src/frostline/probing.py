@@ -12,6 +12,7 @@ from safetensors.torch import save
 from torch import nn
 from torch.nn import functional as F
 
+from frostline.calibration import best_temperature
 from frostline.copies import copy_of
 from frostline.cost import wilson
 from frostline.data import Samples
@@ -31,9 +32,6 @@ LOWEST, HIGHEST = 1e-4, 1e2
 
 MOST_ROWS = 4096
 """Rows that vote at most: an eigendecomposition grows with the cube, the interval shrinks with the root."""
-
-COLDEST, HOTTEST = 0.1, 100.0
-"""Range of the temperature. Beyond the upper end a separable set would make a head that is never unsure."""
 
 
 def probe(
@@ -191,43 +189,6 @@ def ridge(features: torch.Tensor, targets: torch.Tensor) -> RidgeFit:
     shrunk = 1.0 / (values + penalty)
     weight = ((x.T @ vectors) * shrunk) @ (vectors.T @ y) if wide else vectors @ (shrunk[:, None] * products)
     return RidgeFit(left_out=y + y_mean - residual, penalty=penalty, weight=weight.T, bias=y_mean - x_mean @ weight)
-
-
-def best_temperature(outputs: torch.Tensor, labels: torch.Tensor) -> float:
-    """Find the factor on the outputs that makes the labels most likely.
-
-    Args:
-        outputs: (N, K) scores before softmax.
-        labels: (N,) class numbers.
-
-    Returns:
-        The factor, 0.1 to 100.
-
-    Example:
-        >>> import torch
-        >>> outputs = torch.eye(2).repeat(10, 1)
-        >>> best_temperature(outputs, torch.tensor([0, 1] * 10))
-        100.0
-
-    Source:
-        Guo et al., On calibration of modern neural networks, 2017, section 4.2.
-    """
-    own = outputs.gather(1, labels[:, None]).squeeze(1)
-
-    def slope(factor: float) -> float:
-        probabilities = torch.softmax(outputs * factor, dim=1)
-        return float(((probabilities * outputs).sum(dim=1) - own).mean())
-
-    low, high = math.log(COLDEST), math.log(HOTTEST)
-    # The loss is convex in the factor, so its slope changes sign once at most.
-    if slope(HOTTEST) <= 0:
-        return HOTTEST
-    if slope(COLDEST) >= 0:
-        return COLDEST
-    for _ in range(24):
-        middle = (low + high) / 2
-        low, high = (low, middle) if slope(math.exp(middle)) > 0 else (middle, high)
-    return math.exp((low + high) / 2)
 
 
 @final

@@ -284,7 +284,8 @@ class Trial(Record):
         spec: What was asked for.
         curve: One point for each epoch, those of the parents not included.
         best_epoch: Epoch with the lowest validation loss, those of the parents included.
-        losses: Negative log-likelihood of each validation sample at the best epoch, in nats.
+        losses: Negative log-likelihood of each validation sample at the best epoch, in nats, after the one
+            temperature that suits them best; so is the validation loss of the curve.
         hits: Whether each validation sample was right at the best epoch.
         seconds: Training seconds, scoring included.
         flops: Counted operations.

@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save
 from torch import nn
 from torch.nn import functional as F
 
+from frostline.calibration import best_temperature
 from frostline.data import Rows
 from frostline.errors import WeightsDoNotFit
 from frostline.events import Event, Listener, silent
@@ -179,18 +180,21 @@ class _Trainee:
         return float(total) / len(rows), self.spec.recipe.learning_rate * factor
 
     def check(self, rows: Rows, labels: torch.Tensor, epoch: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Loss in nats and hit of each row, in eval mode."""
-        size, losses, hits = self.spec.recipe.batch_size, [], []
+        """Loss in nats, after the temperature that suits the rows best, and hit of each row, in eval mode.
+
+        Without the temperature a network that goes on learning looks worse from the epoch on at which
+        it is surer than it is right: on TrashNet the first epoch won at .822 where the sixth had .848.
+        """
+        size, batches = self.spec.recipe.batch_size, []
         self.live.eval()
         with torch.no_grad():
             for first in range(0, len(rows), size):
                 inputs = self._here(rows.read(range(first, min(first + size, len(rows)))))
-                own, outputs = labels[first : first + size], self.live(*inputs).float().cpu()
-                losses.append(F.cross_entropy(outputs, own, reduction="none"))
-                hits.append(outputs.argmax(dim=1) == own)
-        found = torch.cat(losses)
-        _finite(float(found.sum()), f"validation loss after epoch {epoch}")
-        return found, torch.cat(hits)
+                batches.append(self.live(*inputs).float().cpu())
+        outputs = torch.cat(batches)
+        _finite(float(F.cross_entropy(outputs, labels)), f"validation loss after epoch {epoch}")
+        losses = F.cross_entropy(outputs * best_temperature(outputs, labels), labels, reduction="none")
+        return losses, outputs.argmax(dim=1) == labels
 
     def _here(self, inputs: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
         return tuple(tensor.to(self.device) for tensor in inputs)
