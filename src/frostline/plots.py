@@ -250,18 +250,7 @@ def chains(trials: Sequence[Trial]) -> tuple[tuple[Trial, ...], ...]:
         One tuple for each chain, oldest trial first, ordered by depth.
 
     Example:
-        >>> from frostline.amounts import (
-        ...     axis_share,
-        ...     byte_count,
-        ...     decimal,
-        ...     duration,
-        ...     even_ticks,
-        ...     interval,
-        ...     label,
-        ...     rate,
-        ...     share,
-        ... )
-    >>> from frostline.records import Recipe, TrialSpec
+        >>> from frostline.records import Recipe, TrialSpec
         >>> first = Trial(spec=TrialSpec(depth=3, recipe=Recipe(), seed=0, epochs=1))
         >>> next_spec = TrialSpec(depth=3, recipe=Recipe(), seed=0, epochs=4, parent=first.spec.key, first_epoch=1)
         >>> [len(chain) for chain in chains([Trial(spec=next_spec), first])]
@@ -290,18 +279,7 @@ def chain_names(found: Sequence[Sequence[Trial]]) -> tuple[str, ...]:
         One name for each, such as "depth 9" or "depth 9, rate 3e-4".
 
     Example:
-        >>> from frostline.amounts import (
-        ...     axis_share,
-        ...     byte_count,
-        ...     decimal,
-        ...     duration,
-        ...     even_ticks,
-        ...     interval,
-        ...     label,
-        ...     rate,
-        ...     share,
-        ... )
-    >>> from frostline.records import Recipe, TrialSpec
+        >>> from frostline.records import Recipe, TrialSpec
         >>> specs = [TrialSpec(depth=9, recipe=Recipe(learning_rate=rate), seed=0, epochs=1) for rate in (3e-4, 1e-3)]
         >>> chain_names([(Trial(spec=spec),) for spec in specs])
         ('depth 9, rate 3e-4', 'depth 9, rate 1e-3')
