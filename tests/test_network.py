@@ -13,7 +13,15 @@ def graph_of(stages: int, blocked: frozenset[int] = frozenset()) -> CutGraph:
         model="Chain",
         batch=2,
         stages=tuple(
-            Stage(index=index, name=f"layer{index}", keys=(), parameters=index, flops=10) for index in range(stages)
+            Stage(
+                index=index,
+                name=f"layer{index}",
+                keys=(f"layer{index}.conv.weight",),
+                parameters=index,
+                flops=10,
+                aliases=(f"layer{index}.norm",),
+            )
+            for index in range(stages)
         ),
         cuts=tuple(
             Cut(
@@ -35,7 +43,7 @@ def test_every_way_to_write_a_depth_means_the_same(stages, data):
 
     ways = [depth, str(depth), depth - stages, str(depth - stages)]
     if depth:
-        ways.append(graph.stages[depth - 1].name)
+        ways += [graph.stages[depth - 1].name, *graph.stages[depth - 1].aliases]
 
     assert {graph.resolve(way) for way in ways} == {depth}
 
@@ -70,6 +78,21 @@ def test_depth_that_is_none_is_refused(depth):
         graph_of(4).resolve(depth)
 
     assert caught.value.depth == depth
+
+
+def test_unknown_name_lists_the_near_ones():
+    with pytest.raises(UnknownStage, match=r"named 'layr2'\. Near names: .*layer2.*lists all 3"):
+        graph_of(4).resolve("layr2")
+
+
+def test_head_is_said_to_be_always_live():
+    with pytest.raises(UnknownStage, match="'layer3' is the head, which is always live"):
+        graph_of(4).resolve("layer3")
+
+
+def test_part_of_a_stage_is_told_where_it_lies():
+    with pytest.raises(UnknownStage, match="'layer1.conv' is no stage; its tensors belong to the stage 'layer1'"):
+        graph_of(4).resolve("layer1.conv")
 
 
 def test_blocked_depth_is_refused_with_its_reason_and_the_open_ones():

@@ -1,6 +1,7 @@
 """What is known of a network: its stages, the cuts between them, where it came from."""
 
 import difflib
+from collections.abc import Sequence
 from typing import Any, Literal
 
 from pydantic import Field
@@ -40,6 +41,8 @@ class Stage(Record):
         keys: State-dict keys that belong to it.
         parameters: Number of parameter elements.
         flops: Forward floating-point operations for one sample (convolutions and products).
+        aliases: Dotted names of other modules that end in it with no weight matrix read after them,
+            such as the last block of a container or the convolution before a norm.
     """
 
     index: int
@@ -47,6 +50,7 @@ class Stage(Record):
     keys: tuple[str, ...]
     parameters: int
     flops: int
+    aliases: tuple[str, ...] = ()
 
 
 class Cut(Record):
@@ -129,7 +133,7 @@ class CutGraph(Record):
 
         Args:
             depth: A number from 0 to `max_depth`; a negative number, -1 being `max_depth`; or
-                the name of a stage, which freezes up to and including it.
+                the name of a stage, or one of its aliases, which freezes up to and including it.
 
         Returns:
             The depth, 0 to `max_depth`.
@@ -140,16 +144,8 @@ class CutGraph(Record):
         """
         if isinstance(depth, str) and depth.lstrip("-").isdecimal():
             depth = int(depth)
-        names = [stage.name for stage in self.stages[:-1]]
         if isinstance(depth, str):
-            if depth not in names:
-                near = difflib.get_close_matches(depth, names, n=3, cutoff=0.3) or names[:3]
-                raise UnknownStage(
-                    f"UnknownStage: no stage that can be frozen is named {depth!r}. Near names: {', '.join(near)}. "
-                    f"`frostline look` lists all {len(names)}.",
-                    depth=depth,
-                )
-            found = names.index(depth) + 1
+            found = self._depth_named(depth)
         else:
             if isinstance(depth, bool) or not isinstance(depth, int):
                 raise UnknownStage(
@@ -172,6 +168,25 @@ class CutGraph(Record):
                 reason=reason,
             )
         return found
+
+    def _depth_named(self, name: str) -> int:
+        depths = {stage.name: stage.index + 1 for stage in self.stages[:-1]}
+        known = {alias: stage.index + 1 for stage in self.stages[:-1] for alias in stage.aliases} | depths
+        if name in known:
+            return known[name]
+        inside = [stage.name for stage in self.stages if any(key.startswith(f"{name}.") for key in stage.keys)]
+        if name == self.stages[-1].name:
+            said = f"{name!r} is the head, which is always live; -1 freezes all that lies below it"
+        elif inside:
+            said = f"{name!r} is no stage; its tensors belong to {_listed(inside)}"
+        else:
+            near = difflib.get_close_matches(name, known, n=3, cutoff=0.3) or list(depths)[:3]
+            said = f"no stage that can be frozen is named {name!r}. Near names: {', '.join(near)}"
+        raise UnknownStage(f"UnknownStage: {said}. `frostline look` lists all {len(depths)}.", depth=name)
+
+
+def _listed(names: Sequence[str]) -> str:
+    return f"the stage {names[0]!r}" if len(names) == 1 else f"the stages {names[0]!r} to {names[-1]!r}"
 
 
 class Preprocessing(Record):

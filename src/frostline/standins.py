@@ -83,6 +83,13 @@ def _take_out(live: nn.Module, feed: "_Feed", frozen: Collection[str], by_glue: 
                 module._non_persistent_buffers_set.discard(name)
                 module.__dict__[name] = feed.blank(tuple(tensor.shape), None, tensor.dtype, tensor.device)
                 feed.places.append(_Place(module, name))
+        if feed.places and feed.places[-1].module is module and not (module._parameters or module._buffers):
+            # Batch norm reads a state without version numbers as an old one, and adds a count it has no place for.
+            module.__dict__["_load_from_state_dict"] = _load_nothing
+
+
+def _load_nothing(*args: Any) -> None:
+    """Stand for the loading of a module that holds no tensor any more."""
 
 
 def _stand_in(module: nn.Module, script: list[int | None], feed: "_Feed", *, runs_again: bool) -> None:
@@ -132,6 +139,9 @@ class _Feed:
         memo[id(self)] = fresh
         fresh.places = copy.deepcopy(self.places, memo)
         return fresh
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"wires": [], "counts": {}, "_given": (), "_assembled": {}}
 
     def take(self, wires: Sequence[torch.Tensor]) -> None:
         """Take the wires of one call; they are copied, so that in-place operations leave the caller's alone."""

@@ -2,20 +2,63 @@
 
 import bisect
 import dataclasses
+import inspect
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
+from torch.nn.parameter import is_lazy
 
 from frostline import fingerprint
+from frostline.copies import copy_of
+from frostline.errors import BadArgument
 from frostline.recording import Call, Layout, Point, Read, Recording, Size, Storage, Stored, dense_stride
 from frostline.records import Cut, CutGraph, Stage, Wire
-from frostline.watching import Operation, Pass
+from frostline.trees import arguments, batch_of, tensors, with_rows
+from frostline.watching import Operation, Pass, watch
 
 _TIED = "tied:"
+
+
+def graph_of(model: nn.Module, example: Any) -> CutGraph:
+    """Watch one forward pass at two batch sizes and list the stages and cuts of the network.
+
+    Args:
+        model: The network; the passes run on a copy that shares its parameters.
+        example: What its forward takes, as `trace` takes it.
+
+    Raises:
+        BadArgument: The network holds tensors without values, or the example no sample.
+    """
+    _check_has_values(model)
+    # Many networks squeeze a batch of one away.
+    example = with_rows(example, max(2, batch_of(example)))
+    batch = batch_of(example)
+    other = batch // 2 if batch % 2 == 0 and batch >= 4 else 2 * batch
+    watched = copy_of(model, model.parameters()).eval()
+    names = tuple(_input_names(model, example))
+    first = watch(watched, *arguments(example), names)
+    second = watch(watched, *arguments(with_rows(example, other)), names)
+    return survey(watched, (first, batch), (second, other))
+
+
+def _check_has_values(model: nn.Module) -> None:
+    for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
+        if is_lazy(tensor):
+            raise BadArgument(
+                f"BadArgument: `{name}` has no shape yet, since lazy modules take theirs from the first batch. "
+                "Run the network once, `model(example)`, and trace it then.",
+                name=name,
+            )
+        if tensor.is_meta:
+            raise BadArgument(
+                f"BadArgument: `{name}` is on the device `meta` and holds no values, so nothing can be watched. "
+                'Build the network on a real device: `model.to_empty(device="cpu")`, then load its weights.',
+                name=name,
+            )
 
 
 def survey(model: nn.Module, first: tuple[Pass, int], second: tuple[Pass, int]) -> CutGraph:
@@ -42,6 +85,21 @@ def survey(model: nn.Module, first: tuple[Pass, int], second: tuple[Pass, int]) 
     finder = _Finder(model, seen, recording, is_steady)
     places = _numbered(model, finder)
     return _graph(model, finder, places, _signatures(first, second, [place.moment for place in places]))
+
+
+def _input_names(model: nn.Module, example: Any) -> Iterable[str]:
+    """Name each tensor of the example after the argument of forward that it is, or lies in."""
+    args, kwargs = arguments(example)
+    try:
+        known = list(inspect.signature(model.forward).parameters)
+    except (TypeError, ValueError):
+        known = []
+    # A forward that takes *inputs names none of them.
+    known = known if len(known) >= len(args) else [f"input{place}" for place in range(len(args))]
+    named = {**dict(zip(known, args, strict=False)), **kwargs}
+    for name, arg in named.items():
+        found = len(tensors(arg))
+        yield from [name] if found == 1 else [f"{name}.{place}" for place in range(found)]
 
 
 # --- two batch sizes --------------------------------------------------------------------------
@@ -123,13 +181,17 @@ def _reads(model: nn.Module, seen: Pass) -> dict[str, tuple[int, ...]]:
 
 @dataclasses.dataclass(frozen=True)
 class _Place:
-    """The return of a module call at which a cut may be; `trouble` is why it cannot be used."""
+    """The return of a module call at which a cut may be; `trouble` is why it cannot be used.
+
+    `others` holds the names of earlier calls whose return belongs to the same stage.
+    """
 
     name: str
     moment: int
     call: int
     stored: tuple[Stored, ...]
     trouble: str | None
+    others: tuple[str, ...] = ()
 
 
 class _Finder:
@@ -295,7 +357,7 @@ def _numbered(model: nn.Module, finder: _Finder) -> list[_Place]:
     if not matrices or not places:
         return []
     returns = {place.name: place.moment for place in places}
-    units = _units(model, returns, matrices)
+    units = _units(model, places, matrices)
     moments = sorted({moment for name in matrices for moment in finder.recording.reads[name]})
     kept: list[_Place] = []
     for place in places:
@@ -304,7 +366,8 @@ def _numbered(model: nn.Module, finder: _Finder) -> list[_Place]:
         if kept and not _any_between(moments, kept[-1].moment, place.moment):
             if place.trouble and not kept[-1].trouble:
                 continue
-            kept.pop()
+            last = kept.pop()
+            place = dataclasses.replace(place, others=(*last.others, last.name))
         kept.append(place)
     return [place for place in kept if place.moment < moments[-1]]
 
@@ -314,16 +377,25 @@ def _any_between(moments: Sequence[int], low: int, high: int) -> bool:
     return place < len(moments) and moments[place] <= high
 
 
-def _units(model: nn.Module, returns: Mapping[str, int], matrices: set[str]) -> list[str]:
+def _units(model: nn.Module, places: Sequence[_Place], matrices: set[str]) -> list[str]:
     """Modules that are one stage each, in the order in which they are registered."""
     modules = dict(model.named_modules(remove_duplicate=False))
     boxes = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
+    returns = {place.name for place in places}
+    narrow = {place.name for place in places if len(place.stored) == 1}
     held = Counter(parent for name in matrices for parent in _parents(name))
     heavy = [name for name in modules if held[name] >= 2 and not isinstance(modules[name], boxes)]
-    siblings = Counter((name.rpartition(".")[0], type(modules[name])) for name in heavy if name)
-    classes = {kind for (_, kind), count in siblings.items() if count > 1}
-    repeated = [name for name in modules if held[name] >= 2 and type(modules[name]) in classes]
-    holding = {parent for name in repeated for parent in ["", *_parents(name)]}
+    siblings: dict[tuple[str, type], list[str]] = {}
+    for name in heavy:
+        if name:
+            siblings.setdefault((name.rpartition(".")[0], type(modules[name])), []).append(name)
+    classes = {kind for (_, kind), names in siblings.items() if len(names) > 1}
+    holding: set[str] = set()
+    for (parent, kind), names in siblings.items():
+        # The two halves of GhostNet's residual blocks are alike; they are no blocks of their own.
+        is_half = type(modules[parent]) in classes and not narrow.issuperset(names)
+        if kind in classes and not is_half:
+            holding |= {"", parent, *_parents(parent)}
     units: list[str] = []
 
     def walk(name: str) -> None:
@@ -361,7 +433,7 @@ def _graph(model: nn.Module, finder: _Finder, places: Sequence[_Place], signatur
     head, outputs = _head(model, recording, finder)
     moments = [place.moment for place in places]
     names = _unique([*(place.name for place in places), _last_name(recording, moments)])
-    stages = _stages(model, finder, names, moments)
+    stages = _stages(model, finder, names, places)
     cuts = []
     for depth, point in enumerate(points):
         trouble = places[depth - 1].trouble if depth else finder.trouble(0, raw)
@@ -420,7 +492,10 @@ def _last_name(recording: Recording, moments: Sequence[int]) -> str:
     return max(after, key=lambda call: call.end).name if after else "output"
 
 
-def _stages(model: nn.Module, finder: _Finder, names: Sequence[str], moments: Sequence[int]) -> tuple[Stage, ...]:
+def _stages(model: nn.Module, finder: _Finder, names: Sequence[str], places: Sequence[_Place]) -> tuple[Stage, ...]:
+    moments = [place.moment for place in places]
+    told = Counter([*names, *(other for place in places for other in place.others)])
+    aliases = [tuple(other for other in place.others if told[other] == 1) for place in places]
     reads = finder.recording.reads
     homes = {name: bisect.bisect_left(moments, min(at)) for name, at in reads.items() if at}
     keys: list[list[str]] = [[] for _ in names]
@@ -441,8 +516,9 @@ def _stages(model: nn.Module, finder: _Finder, names: Sequence[str], moments: Se
             keys=tuple(keys[index]),
             parameters=parameters[index],
             flops=flops[index] // finder.recording.batch,
+            aliases=other_names,
         )
-        for index, name in enumerate(names)
+        for index, (name, other_names) in enumerate(zip(names, [*aliases, ()], strict=True))
     )
 
 
