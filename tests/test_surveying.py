@@ -82,3 +82,54 @@ def test_repeated_blocks_are_entered_and_others_are_one_stage():
     # Of the two cuts behind the last block, its own and that of the body, the later one stays.
     assert [stage.name for stage in graph.stages] == ["0", "1.blocks.0", "1", "2", "3"]
     assert graph.stages[2].keys[0] == "1.blocks.1.one.weight"
+
+
+class Half(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.one, self.two = nn.Linear(4, 4), nn.Linear(4, 4)
+
+    def forward(self, x):
+        return self.two(self.one(x).relu())
+
+
+class Pair(nn.Module):
+    """Two halves, with what came in going around them or not."""
+
+    def __init__(self, *, around):
+        super().__init__()
+        self.first, self.second = Half(), Half()
+        self.around = around
+
+    def forward(self, x):
+        y = self.second(self.first(x))
+        return x + y if self.around else y
+
+
+def names_of_pairs(*, around):
+    net = nn.Sequential(nn.Linear(2, 4), *(Pair(around=around) for _ in range(3)), nn.Linear(4, 3))
+    return [stage.name for stage in fl.trace(net, torch.ones(2, 2)).stages]
+
+
+def test_halves_of_a_residual_block_are_no_blocks():
+    assert names_of_pairs(around=True) == ["0", "1", "2", "3", "4"]
+
+
+def test_blocks_that_follow_each_other_in_a_repeated_module_are_stages():
+    assert names_of_pairs(around=False) == ["0", "1.first", "1", "2.first", "2", "3.first", "3", "4"]
+
+
+def test_blocks_are_counted_through_the_containers_they_lie_in():
+    class Body(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.groups = nn.ModuleList(nn.Sequential(Half(), nn.Sequential(nn.Linear(4, 4))) for _ in range(2))
+
+        def forward(self, x):
+            for group in self.groups:
+                x = group(x)
+            return x
+
+    graph = fl.trace(nn.Sequential(nn.Linear(2, 4), Body(), nn.Linear(4, 3)), torch.ones(2, 2))
+
+    assert [stage.name for stage in graph.stages] == ["0", "1.groups.0.0", "1.groups.0", "1.groups.1.0", "1", "2"]

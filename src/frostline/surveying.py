@@ -3,8 +3,9 @@
 import bisect
 import dataclasses
 import inspect
+import math
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -357,7 +358,7 @@ def _numbered(model: nn.Module, finder: _Finder) -> list[_Place]:
     if not matrices or not places:
         return []
     returns = {place.name: place.moment for place in places}
-    units = _units(model, places, matrices)
+    units = _units(model, finder.recording, {place.name: place for place in places}, matrices)
     moments = sorted({moment for name in matrices for moment in finder.recording.reads[name]})
     kept: list[_Place] = []
     for place in places:
@@ -377,29 +378,29 @@ def _any_between(moments: Sequence[int], low: int, high: int) -> bool:
     return place < len(moments) and moments[place] <= high
 
 
-def _units(model: nn.Module, places: Sequence[_Place], matrices: set[str]) -> list[str]:
+_BOXES = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
+
+
+def _units(model: nn.Module, recording: Recording, places: Mapping[str, _Place], matrices: set[str]) -> list[str]:
     """Modules that are one stage each, in the order in which they are registered."""
     modules = dict(model.named_modules(remove_duplicate=False))
-    boxes = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
-    returns = {place.name for place in places}
-    narrow = {place.name for place in places if len(place.stored) == 1}
     held = Counter(parent for name in matrices for parent in _parents(name))
-    heavy = [name for name in modules if held[name] >= 2 and not isinstance(modules[name], boxes)]
-    siblings: dict[tuple[str, type], list[str]] = {}
+    heavy = [name for name in modules if name and held[name] >= 2 and not isinstance(modules[name], _BOXES)]
+    alike: dict[tuple[str, type], list[str]] = {}
     for name in heavy:
-        if name:
-            siblings.setdefault((name.rpartition(".")[0], type(modules[name])), []).append(name)
-    classes = {kind for (_, kind), names in siblings.items() if len(names) > 1}
+        owner = next((outer for outer in reversed(_parents(name)) if not isinstance(modules[outer], _BOXES)), "")
+        alike.setdefault((owner, type(modules[name])), []).append(name)
+    repeated = {kind for (_, kind), names in alike.items() if len(names) > 1}
+    instances = Counter(type(modules[name]) for name in heavy)
     holding: set[str] = set()
-    for (parent, kind), names in siblings.items():
-        # The two halves of GhostNet's residual blocks are alike; they are no blocks of their own.
-        is_half = type(modules[parent]) in classes and not narrow.issuperset(names)
-        if kind in classes and not is_half:
-            holding |= {"", parent, *_parents(parent)}
+    for (owner, kind), names in alike.items():
+        is_block = type(modules[owner]) in repeated and instances[type(modules[owner])] > 2
+        if kind in repeated and not (is_block and _are_parts(owner, names, recording, places)):
+            holding |= {"", *(outer for name in names for outer in _parents(name))}
     units: list[str] = []
 
     def walk(name: str) -> None:
-        if name in returns and name not in holding and not isinstance(modules[name], boxes):
+        if name in places and name not in holding and not isinstance(modules[name], _BOXES):
             units.append(name)
             return
         for child, _ in modules[name].named_children():
@@ -407,6 +408,26 @@ def _units(model: nn.Module, places: Sequence[_Place], matrices: set[str]) -> li
 
     walk("")
     return units
+
+
+def _are_parts(owner: str, names: Sequence[str], recording: Recording, places: Mapping[str, _Place]) -> bool:
+    """Whether modules inside a block are no blocks of their own: something else goes around them.
+
+    Of several alike ones it is what came into the block; of one alone it is anything.
+    """
+    if owner not in places:
+        return False
+    start = recording.calls[places[owner].call].start if len(names) > 1 else math.inf
+    kept = {item.storage for item in places[owner].stored}
+    own = {key for name in names if name in places for key in recording.calls[places[name].call].storages}
+    return any(
+        name not in places
+        or any(
+            item.storage not in kept | own and (item.call < 0 or recording.storages[item.storage].made < start)
+            for item in places[name].stored
+        )
+        for name in names
+    )
 
 
 def _parents(name: str) -> list[str]:
