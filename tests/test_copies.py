@@ -39,3 +39,14 @@ def test_switches_of_torch_are_put_back_after_an_error_too(switch):
         raise KeyError
 
     assert (torch.backends.mha.get_fastpath_enabled(), torch.are_deterministic_algorithms_enabled()) == before
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script.*:FutureWarning")
+def test_weight_of_a_scripted_module_is_copied_as_a_leaf():
+    model = nn.Sequential(nn.Linear(2, 2), torch.jit.script(nn.Linear(2, 2)))
+    model[0].bias.requires_grad_(False)
+
+    copied = copy_of(model)
+
+    assert all(weight.is_leaf for weight in copied.parameters())
+    assert [weight.requires_grad for weight in copied.parameters()] == [True, False, True, True]

@@ -91,7 +91,7 @@ def test_head_is_said_to_be_always_live():
 
 
 def test_part_of_a_stage_is_told_where_it_lies():
-    with pytest.raises(UnknownStage, match="'layer1.conv' is no stage; its tensors belong to the stage 'layer1'"):
+    with pytest.raises(UnknownStage, match=r"'layer1\.conv' is no stage; its tensors belong to the stage 'layer1'"):
         graph_of(4).resolve("layer1.conv")
 
 

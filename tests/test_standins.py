@@ -1,3 +1,7 @@
+import copy
+import io
+import pickle
+
 import pytest
 import torch
 from torch import nn
@@ -5,14 +9,14 @@ from torch import nn
 import frostline as fl
 from frostline.errors import BadArgument
 from frostline.standins import frozen_names, with_stand_ins
-from frostline.testing import Specimen, network, specimen
+from frostline.testing import CLOSE, Specimen, menagerie, network, specimen
 
 
 def standing(name, depth, fill=0.0):
     one = specimen(name)
     one.model.eval()
     graph = fl.trace(one.model, one.example)
-    return one, graph, with_stand_ins(one.model, graph.recording, depth, fill)
+    return one, graph, with_stand_ins(one.model, graph.recording, depth, fill=fill)
 
 
 def test_frozen_places_take_no_memory():
@@ -163,3 +167,88 @@ def test_wires_of_the_caller_survive_glue_that_writes_into_them_twice():
 
     assert torch.equal(found, one.output())
     assert all(map(torch.equal, wires, kept))
+
+
+# --- a live part is a module like any other ---------------------------------------------------
+
+
+def through_a_file(module):
+    """What `torch.load` makes of a module that `torch.save` wrote."""
+    file = io.BytesIO()
+    torch.save(module, file)
+    file.seek(0)
+    return torch.load(file, weights_only=False)
+
+
+@pytest.mark.parametrize(
+    "again",
+    [copy.deepcopy, lambda live: pickle.loads(pickle.dumps(live)), through_a_file],
+    ids=["copy", "pickle", "file"],
+)
+@pytest.mark.parametrize("name", ["batch_norm", "shared_activation", "attention", "padded_tokens", "in_place"])
+def test_live_part_survives_copying_and_writing_with_the_same_bits(again, name):
+    one, graph, live = standing(name, 3)
+    wires = fl.split(one.model, graph, 3).frozen(*one.inputs)
+    live(*wires)
+
+    other = again(live)
+
+    with torch.no_grad():
+        assert torch.equal(other(*wires), one.output())
+    assert other.state_dict().keys() == live.state_dict().keys()
+
+
+def test_written_live_part_holds_no_wires():
+    one, graph, live = standing("batch_norm", 2)
+    wires = fl.split(one.model, graph, 2).frozen(one.example)
+
+    live(*wires)
+    few = len(pickle.dumps(live))
+    live(*[torch.cat([wire] * 20) for wire in wires])
+
+    assert len(pickle.dumps(live)) == few
+
+
+@pytest.mark.parametrize("one", menagerie(), ids=lambda one: one.name)
+def test_plain_dict_loads_into_a_live_part(one):
+    graph = fl.trace(one.model, one.example)
+    for depth in graph.open_depths:
+        parts = fl.split(one.model, graph, depth)
+        plain = {key: tensor + 1 for key, tensor in parts.live.state_dict().items()}
+
+        parts.live.load_state_dict(plain)
+
+        assert all(torch.equal(tensor, plain[key]) for key, tensor in parts.live.state_dict().items())
+
+
+def test_compiled_live_part_takes_another_batch_size():
+    one, graph, live = standing("residual", 2)
+    frozen = fl.split(one.model, graph, 2).frozen
+    compiled = torch.compile(live, backend="eager", dynamic=True)
+
+    with torch.no_grad():
+        for batch in (4, 7, 2):
+            x = torch.randn(batch, 5)
+            torch.testing.assert_close(compiled(*frozen(x)), one.model(x), **CLOSE)
+
+
+def test_compiled_live_part_of_a_transformer_gives_what_the_live_part_gives():
+    one, graph, live = standing("attention", 2)
+    wires = fl.split(one.model, graph, 2).frozen(one.example)
+
+    with torch.no_grad():
+        found = torch.compile(live, backend="eager")(*wires)
+
+    torch.testing.assert_close(found, one.output(), **CLOSE)
+
+
+def test_compiled_live_part_trains():
+    one, graph, live = standing("residual", 2)
+    wires = fl.split(one.model, graph, 2).frozen(one.example)
+    twin = copy.deepcopy(live)
+
+    torch.compile(live, backend="aot_eager")(*wires).sum().backward()
+    twin(*wires).sum().backward()
+
+    for mine, theirs in zip(live.parameters(), twin.parameters(), strict=True):
+        torch.testing.assert_close(mine.grad, theirs.grad, **CLOSE)

@@ -53,83 +53,48 @@ def test_sum_over_the_batch_has_no_rows():
     assert graph.cuts[2].blocked == "no axis of 'all' (1, 4) grows with the batch, so it has no rows to keep"
 
 
-def test_repeated_blocks_are_entered_and_others_are_one_stage():
-    class Block(nn.Module):
+def test_value_that_is_the_same_for_every_sample_is_kept_once_and_no_wire():
+    class Biased(nn.Module):
+        """Makes a bias of weights alone, below the first cut, and adds it above."""
+
         def __init__(self):
             super().__init__()
-            self.one, self.two = nn.Linear(4, 4), nn.Linear(4, 4)
+            self.bias, self.stem, self.head = nn.Embedding(6, 8), nn.Linear(4, 8), nn.Linear(8, 3)
 
         def forward(self, x):
-            return self.two(self.one(x).relu())
+            bias = self.bias(torch.arange(6))
+            return self.head(self.stem(x) + bias.expand(len(x), -1, -1).contiguous())
 
-    class Single(Block):
-        pass
+    model, x, y = Biased().eval(), torch.randn(2, 6, 4), torch.randn(5, 6, 4)
+    graph = fl.trace(model, x)
 
-    class Body(nn.Module):
+    parts = fl.split(model, graph, 1)
+
+    assert [wire.name for wire in graph.cuts[1].wires] == ["stem"]
+    assert fl.prove(model, graph, 1, example=x) is None
+    assert set(parts.live.state_dict()) == {"head.weight", "head.bias"}
+    assert torch.equal(parts.live(*parts.frozen(y)), model(y))
+
+
+def test_number_from_which_a_table_is_read_lives_as_long_as_the_table():
+    class Stem(nn.Linear):
+        def forward(self, x):
+            return super().forward(x), torch.ones(len(x), dtype=torch.long)
+
+    class Numbered(nn.Module):
         def __init__(self):
             super().__init__()
-            self.blocks = nn.ModuleList([Block(), Block()])
+            self.stem, self.second, self.head = Stem(4, 4), nn.Linear(4, 4), nn.Linear(4, 3)
+            self.register_buffer("table", torch.arange(8.0).reshape(2, 4))
 
         def forward(self, x):
-            for block in self.blocks:
-                x = block(x)
-            return x
+            x, places = self.stem(x)
+            scale = self.table[places]
+            return self.head(self.second(x) * scale)
 
-    net = nn.Sequential(nn.Linear(2, 4), Body(), Single(), nn.Linear(4, 3))
+    model, x = Numbered(), torch.randn(2, 4)
 
-    graph = fl.trace(net, torch.ones(2, 2))
+    graph = fl.trace(model, x)
 
-    # Of the two cuts behind the last block, its own and that of the body, the later one stays.
-    assert [stage.name for stage in graph.stages] == ["0", "1.blocks.0", "1", "2", "3"]
-    assert graph.stages[2].keys[0] == "1.blocks.1.one.weight"
-
-
-class Half(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.one, self.two = nn.Linear(4, 4), nn.Linear(4, 4)
-
-    def forward(self, x):
-        return self.two(self.one(x).relu())
-
-
-class Pair(nn.Module):
-    """Two halves, with what came in going around them or not."""
-
-    def __init__(self, *, around):
-        super().__init__()
-        self.first, self.second = Half(), Half()
-        self.around = around
-
-    def forward(self, x):
-        y = self.second(self.first(x))
-        return x + y if self.around else y
-
-
-def names_of_pairs(*, around):
-    net = nn.Sequential(nn.Linear(2, 4), *(Pair(around=around) for _ in range(3)), nn.Linear(4, 3))
-    return [stage.name for stage in fl.trace(net, torch.ones(2, 2)).stages]
-
-
-def test_halves_of_a_residual_block_are_no_blocks():
-    assert names_of_pairs(around=True) == ["0", "1", "2", "3", "4"]
-
-
-def test_blocks_that_follow_each_other_in_a_repeated_module_are_stages():
-    assert names_of_pairs(around=False) == ["0", "1.first", "1", "2.first", "2", "3.first", "3", "4"]
-
-
-def test_blocks_are_counted_through_the_containers_they_lie_in():
-    class Body(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.groups = nn.ModuleList(nn.Sequential(Half(), nn.Sequential(nn.Linear(4, 4))) for _ in range(2))
-
-        def forward(self, x):
-            for group in self.groups:
-                x = group(x)
-            return x
-
-    graph = fl.trace(nn.Sequential(nn.Linear(2, 4), Body(), nn.Linear(4, 3)), torch.ones(2, 2))
-
-    assert [stage.name for stage in graph.stages] == ["0", "1.groups.0.0", "1.groups.0", "1.groups.1.0", "1", "2"]
+    assert [wire.name for wire in graph.cuts[2].wires] == ["stem[1]", "second"]
+    assert fl.prove(model, graph, 2, example=x) is None

@@ -20,6 +20,7 @@ from frostline.testing import (
     false_cuts,
     menagerie,
     network,
+    opened,
     snapshot,
     specimen,
     without_wire,
@@ -126,6 +127,22 @@ def test_left_out_wire_is_left_out_of_the_copy_only():
     assert [wire.name for wire in graph.cuts[2].wires] == ["stem", "left"]
     assert breach(one, graph, 2) is None
     assert breach(one, liar, 2) == "the outputs differ"
+
+
+def test_opened_cut_is_open_in_the_copy_only():
+    one = specimen("tied")
+    graph = fl.trace(one.model, one.example)
+
+    liar = opened(graph, 1)
+
+    assert liar.open_depths == (0, 1, 3)
+    assert graph.open_depths == (0, 3)
+
+
+def test_false_cuts_are_of_more_than_ten_kinds():
+    names = [liar.specimen.name for liar in false_cuts()]
+
+    assert len(set(names)) == len(names) > 10
 
 
 def test_false_cuts_look_open():

@@ -178,8 +178,8 @@ def test_skip_connection_is_a_wire_of_its_own():
 def test_raw_numbers_travel_after_the_float_wires():
     _, graph = traced("padded_tokens")
 
-    assert wires(graph, 3) == ["blocks.0", "ids", "is_padding"]
-    assert [wire.dtype for wire in graph.cuts[3].wires] == ["float32", "int64", "bool"]
+    assert wires(graph, 2) == ["blocks.0", "ids", "is_padding"]
+    assert [wire.dtype for wire in graph.cuts[2].wires] == ["float32", "int64", "bool"]
 
 
 def test_input_that_is_read_late_is_a_wire():
@@ -261,10 +261,11 @@ def test_value_looked_at_inside_a_finished_module_blocks_nothing():
     assert graph.open_depths == (0, 1, 2, 3)
 
 
-def test_weight_made_value_without_rows_blocks_the_cut():
+def test_table_of_weights_that_no_sample_changes_is_no_stage_of_its_own():
     _, graph = traced("padded_tokens")
 
-    assert graph.cuts[2].blocked == "no axis of 'positions' (6, 8) grows with the batch, so it has no rows to keep"
+    assert names(graph) == ["words", "blocks.0", "blocks.1", "blocks.2", "head"]
+    assert "positions.weight" in graph.stages[1].keys
 
 
 def test_batch_norm_used_twice_is_tied_even_without_weights():
@@ -358,3 +359,33 @@ def test_results_cached_by_a_forward_with_gradients_do_not_stop_the_trace():
     graph = fl.trace(one.model, one.example)
 
     assert graph.open_depths == (0, 1, 2, 3)
+
+
+# --- networks without values ------------------------------------------------------------------
+
+
+def test_network_on_the_meta_device_is_refused_with_what_to_do():
+    with torch.device("meta"):
+        net = nn.Sequential(nn.Linear(5, 6), nn.Linear(6, 3))
+
+    with pytest.raises(BadArgument, match=r"`0\.weight` is on the device `meta`.*to_empty.* load its weights"):
+        fl.trace(net, torch.randn(4, 5))
+
+
+def test_buffer_on_the_meta_device_is_refused_too():
+    net = nn.Sequential(nn.Linear(5, 6), nn.BatchNorm1d(6), nn.Linear(6, 3))
+    net[1].running_var = torch.ones(6, device="meta")
+
+    with pytest.raises(BadArgument, match=r"`1\.running_var` is on the device `meta`"):
+        fl.trace(net, torch.randn(4, 5))
+
+
+def test_lazy_network_is_refused_until_it_has_run_once():
+    net = nn.Sequential(nn.Linear(5, 6), nn.LazyLinear(3))
+    example = torch.randn(4, 5)
+
+    with pytest.raises(BadArgument, match=r"`1\.weight` has no shape yet.*Run the network once"):
+        fl.trace(net, example)
+    net(example)
+
+    assert fl.trace(net, example).open_depths == (0, 1)

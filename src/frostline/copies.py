@@ -35,7 +35,13 @@ def copy_of(model: _Module, shared: Iterable[torch.Tensor] = ()) -> _Module:
         for name, value in vars(module).items():
             if name not in ("_parameters", "_modules"):
                 _detach_into(memo, value)
-    return copy.deepcopy(model, memo)
+    # A copied weight of a scripted module would lead its gradient back to the original.
+    with torch.no_grad():
+        copied = copy.deepcopy(model, memo)
+    for mine, own in zip(copied.parameters(), model.parameters(), strict=True):
+        if mine.requires_grad != own.requires_grad:
+            mine.requires_grad_(own.requires_grad)
+    return copied
 
 
 def _detach_into(memo: dict[int, Any], value: Any) -> None:
@@ -66,6 +72,19 @@ def plain_torch() -> Iterator[None]:
         yield
     finally:
         torch.backends.mha.set_fastpath_enabled(before)
+
+
+@contextlib.contextmanager
+def full_precision() -> Iterator[None]:
+    """Switch off the caller's autocast: what is kept is what the record of its wire says.
+
+    Example:
+        >>> with torch.autocast("cpu", torch.bfloat16), full_precision():
+        ...     (torch.ones(2, 2) @ torch.ones(2, 2)).dtype
+        torch.float32
+    """
+    with torch.autocast("cpu", enabled=False), torch.autocast("cuda", enabled=False):
+        yield
 
 
 @contextlib.contextmanager

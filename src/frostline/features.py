@@ -334,6 +334,7 @@ def _build(
         note, total = ", ".join(wire.name for wire in key.wires), len(samples) * key.views
         for batch in _reported(every, listener, note=note, total=total):
             wires = run(batch.inputs)
+            _refuse_other_sizes(wires, layouts, batch, samples)
             kept = [layout.to_rows(wire) for layout, wire in zip(layouts, wires, strict=True)]
             _refuse_not_finite(kept, batch, samples, key.dtype)
             if batch is first and key.dtype == "float16":
@@ -539,6 +540,18 @@ def _refuse_unrepeatable(samples: "Samples", views: int) -> None:
 
 def _same(a: Tensor, b: Tensor) -> bool:
     return torch.equal(a.contiguous().reshape(-1).view(torch.uint8), b.contiguous().reshape(-1).view(torch.uint8))
+
+
+def _refuse_other_sizes(wires: Sequence[Tensor], layouts: Sequence[Layout], batch: _Batch, samples: "Samples") -> None:
+    for wire, layout in zip(wires, layouts, strict=True):
+        if not layout.fits(wire):
+            names = tuple(samples.names[row] for row in batch.rows)
+            raise BadSample(
+                f"BadSample: the wire `{layout.wire.name}` is {tuple(wire.shape)} for the samples "
+                f"{', '.join(names[:5])} and was {layout.wire.shape} for the example: more than the batch differs. "
+                "A store keeps rows of one size; resize the samples or fill them up.",
+                paths=names,
+            )
 
 
 def _refuse_not_finite(kept: Sequence[Tensor], batch: _Batch, samples: "Samples", dtype: str) -> None:

@@ -64,13 +64,16 @@ class Storage:
     """The memory of one value.
 
     `is_data` tells a value that depends on a weight or on a float input from one that the
-    network's own code can derive again.
+    network's own code can derive again; `of_sample` one that depends on any input from one that
+    is the same for every sample. `sources` holds the storages that it was computed from.
     """
 
     made: int
     last: int
     bytes: int
     is_data: bool
+    of_sample: bool = True
+    sources: set[int] = dataclasses.field(default_factory=set)
     reads: list[Read] = dataclasses.field(default_factory=list)
     writes: list[int] = dataclasses.field(default_factory=list)
 
@@ -147,13 +150,15 @@ class Stored(NamedTuple):
 class Point:
     """What `split` needs to know of one cut.
 
-    `signature` names the operations below it.
+    `signature` names the operations below it. `fixed` holds what crosses too but is the same for
+    every sample (a table of relative positions), so that the live part keeps it.
     """
 
     moment: int
     call: int
     stored: tuple[Stored, ...]
     signature: str
+    fixed: tuple[Stored, ...] = ()
 
 
 @dataclasses.dataclass

@@ -63,6 +63,12 @@ class Layout:
         self.row_shape = others if wire.factor == 1 else (wire.factor, *others)
         self.row_bytes = torch.Size(self.row_shape).numel() * self.disk_dtype.itemsize
 
+    def fits(self, tensor: Tensor) -> bool:
+        """Whether a wire is as long as the recorded one on every axis but the batch's."""
+        batch, kept = self.wire.batch_axis, self.wire.shape
+        same = (axis == batch or tensor.shape[axis] == length for axis, length in enumerate(kept))
+        return tensor.dim() == len(kept) and all(same)
+
     def to_rows(self, tensor: Tensor) -> Tensor:
         """Turn a wire of B samples into rows (B, *row_shape) of plain memory, as the disk keeps them."""
         rows = tensor.detach().to(dtype=self.disk_dtype).permute(self.axes).contiguous()

@@ -1,15 +1,16 @@
 """Take a network apart at a cut: the frozen part below, the live part above, and the proof that they are it."""
 
+import contextlib
 import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import nn
 
 from frostline import fingerprint
-from frostline.copies import copy_of, plain_torch, repeatable_torch
+from frostline.copies import copy_of, full_precision, plain_torch, repeatable_torch
 from frostline.errors import BadArgument
 from frostline.recording import Recording
 from frostline.records import CutGraph, Wire
@@ -104,7 +105,7 @@ class Split:
         self.graph = graph
         self.depth = depth
         self.frozen = Frozen(model, graph, depth)
-        self.live: nn.Module = with_stand_ins(model, graph.recording, depth)
+        self.live: nn.Module = with_stand_ins(model, graph.recording, depth, fixed=self.frozen.fixed())
         self._model = model
 
     def merge(self) -> nn.Module:
@@ -143,6 +144,20 @@ class Frozen:
         """Compute the wires of a batch."""
         wires: tuple[torch.Tensor, ...] = self.module(*self._recording.inputs.flatten(inputs))
         return wires
+
+    def fixed(self) -> tuple[torch.Tensor, ...]:
+        """What crosses the cut too and is the same for every sample, computed now."""
+        recording = self._recording
+        point = recording.points[self.depth]
+        if not point.fixed:
+            return ()
+        blanks = [
+            torch.zeros(layout.at(recording.batch)[0], dtype=layout.dtype, device=layout.device)
+            for layout in recording.inputs.layouts
+        ]
+        module = self.module
+        assert isinstance(module, _FrozenModule)
+        return module.found(blanks)[len(point.stored) :]
 
     @functools.cached_property
     def fingerprint(self) -> str:
@@ -184,7 +199,8 @@ class _FrozenModule(nn.Module):
         self._is_shared = True
         self.eval()
         calls = recording.calls
-        watched = {calls[item.call].name for item in self._point.stored if item.call >= 0}
+        self._kept = (*self._point.stored, *self._point.fixed)
+        watched = {calls[item.call].name for item in self._kept if item.call >= 0}
         if self._point.call >= 0:
             watched.add(calls[self._point.call].name)
         modules = dict(self.model.named_modules())
@@ -192,19 +208,23 @@ class _FrozenModule(nn.Module):
             modules[name].register_forward_hook(functools.partial(self._see, name))
 
     def forward(self, *inputs: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        return self.found(inputs)[: len(self._point.stored)]
+
+    def found(self, inputs: Sequence[torch.Tensor]) -> tuple[torch.Tensor, ...]:
+        """The wires, and after them what is the same for every sample."""
         self._counts.clear()
         self._found.clear()
-        for place, item in enumerate(self._point.stored):
+        for place, item in enumerate(self._kept):
             if item.call < 0:
                 self._found[place] = inputs[item.leaf].detach().clone()
         if self._point.call >= 0:
             args, kwargs = self._recording.inputs.bind(inputs)
             try:
-                with torch.no_grad(), plain_torch():
+                with torch.no_grad(), plain_torch(), full_precision():
                     self.model(*args, **kwargs)
             except _Stop:
                 pass
-        return tuple(self._found[place] for place in range(len(self._point.stored)))
+        return tuple(self._found[place] for place in range(len(self._kept)))
 
     def train(self, mode: bool = True) -> "_FrozenModule":
         """Do nothing: what is frozen has no train mode."""
@@ -214,7 +234,7 @@ class _FrozenModule(nn.Module):
         nth = self._counts.get(name, 0)
         self._counts[name] = nth + 1
         calls = self._recording.calls
-        for place, item in enumerate(self._point.stored):
+        for place, item in enumerate(self._kept):
             if item.call >= 0 and (calls[item.call].name, calls[item.call].nth) == (name, nth):
                 # Later operations may write into it.
                 self._found[place] = leaves(output)[item.leaf].detach().clone()
@@ -265,20 +285,62 @@ def _difference(model: nn.Module, graph: CutGraph, depth: int, example: Any) -> 
     for name, weight in whole.named_parameters():
         weight.requires_grad_(name not in frozen and weight.is_floating_point())
     inputs = recording.inputs.flatten(arguments(example))
-    with repeatable_torch():
+    with repeatable_torch(), _unfused(whole):
         below = Frozen(whole, graph, depth)
-        live = with_stand_ins(whole, recording, depth, fill=math.nan)
+        fixed = below.fixed()
+        live = with_stand_ins(whole, recording, depth, fixed=fixed, fill=math.nan)
         wires = below(*inputs)
-        if not _are_rows_alone(below, wires, inputs):
-            return "a row that would be kept depends on the other samples of its batch"
         args, kwargs = recording.inputs.bind(inputs)
         expected = tensors(whole(*args, **kwargs))
+        # What a hook has put somewhere else is that of other rows when the live part runs.
+        if not _are_rows_alone(below, wires, inputs):
+            return "a row that would be kept depends on the other samples of its batch"
         try:
             found = tensors(live(*wires))
-            why = _output_difference(expected, found) or _gradient_difference(whole, live, expected, found)
-            return why or _train_mode_trouble(live, wires)
+            why = (
+                _output_difference(expected, found)
+                or _foreign_weight(model, live, found)
+                or _gradient_difference(whole, live, expected, found)
+                or _train_mode_trouble(live, wires)
+            )
+            if why:
+                return why
+            # Python may compare a value that is not kept: NaN is neither above nor below, but infinity is.
+            others = (with_stand_ins(whole, recording, depth, fixed=fixed, fill=fill) for fill in (math.inf, -math.inf))
+            return next(
+                (why for other in others if (why := _output_difference(expected, tensors(other(*wires))))), None
+            )
         except _OWN_ERRORS as error:
             return f"its own code fails on stand-ins with {type(error).__name__}: {_first_line(error)}"
+
+
+@contextlib.contextmanager
+def _unfused(model: nn.Module) -> Iterator[None]:
+    """Keep an LSTM off its fused kernel, which runs only without gradients and rounds otherwise."""
+    before = torch._C._get_mkldnn_enabled()
+    torch._C._set_mkldnn_enabled(before and not any(isinstance(module, nn.LSTM) for module in model.modules()))
+    try:
+        yield
+    finally:
+        torch._C._set_mkldnn_enabled(before)
+
+
+def _foreign_weight(model: nn.Module, live: nn.Module, found: Sequence[torch.Tensor]) -> str | None:
+    """A weight of the user's own network that a copy still reads, through a function that holds on to it."""
+    names = {weight: name for name, weight in model.named_parameters()}
+    nodes = {value.grad_fn for value in found if value.grad_fn is not None}
+    fresh = list(nodes)
+    while fresh:
+        node = fresh.pop()
+        if (weight := getattr(node, "variable", None)) in names:
+            return (
+                f"a function of the network holds on to `{names[weight]}` of the network it was made for, "
+                "so that of a copy would never be trained"
+            )
+        following = {step for step, _ in node.next_functions if step is not None} - nodes
+        nodes |= following
+        fresh += following
+    return None
 
 
 def _first_line(error: Exception) -> str:

@@ -14,7 +14,9 @@ from frostline.recording import Layout, Point, Recording, Size, dense_stride
 from frostline.trees import rebuild
 
 
-def with_stand_ins(model: nn.Module, recording: Recording, depth: int, fill: float = 0.0) -> nn.Module:
+def with_stand_ins(
+    model: nn.Module, recording: Recording, depth: int, *, fixed: Sequence[torch.Tensor] = (), fill: float = 0.0
+) -> nn.Module:
     """Copy a network so that its forward takes the wires of a cut and computes only what lies above.
 
     Each outermost frozen module stays an object of its own class, since forwards ask for its
@@ -25,13 +27,15 @@ def with_stand_ins(model: nn.Module, recording: Recording, depth: int, fill: flo
         model: The network.
         recording: Of its watched pass.
         depth: Number of frozen stages; at 0 everything is live and the wires are the inputs.
+        fixed: Values of what crosses the cut and is the same for every sample.
         fill: What stands for every float value that is not kept; NaN shows that none is read.
     """
     point = recording.points[depth]
     frozen = frozen_names(recording, depth)
     shared = [weight for name, weight in model.named_parameters(remove_duplicate=False) if name in frozen]
     live = copy_of(model, shared)
-    feed = _Feed(recording, point, fill, is_dense=depth in recording.dense)
+    _set_aside(live, frozen)
+    feed = _Feed(recording, point, fixed, fill=fill, is_dense=depth in recording.dense)
     modules = dict(live.named_modules())
     scripts: dict[str, list[int | None]] = {}
     outer = set(recording.outer(point.moment))
@@ -55,6 +59,31 @@ def frozen_names(recording: Recording, depth: int) -> set[str]:
     return {name for name, moments in recording.reads.items() if not moments or max(moments) <= moment}
 
 
+def _set_aside(live: nn.Module, frozen: set[str]) -> None:
+    """Put frozen scripted modules, out of which nothing can be taken, where no table lists their tensors."""
+    for prefix, module in list(live.named_modules()):
+        for name, child in module._modules.items():
+            if isinstance(module, torch.jit.ScriptModule) or not isinstance(child, torch.jit.ScriptModule):
+                continue
+            full = f"{prefix}.{name}" if prefix else name
+            owned = [f"{full}.{key}" for key, _ in (*child.named_parameters(), *child.named_buffers())]
+            if owned and frozen.issuperset(owned):
+                module._modules[name] = _Aside(child)
+
+
+class _Aside(nn.Module):
+    """A scripted module that belongs to nobody."""
+
+    def __init__(self, scripted: nn.Module) -> None:
+        super().__init__()
+        for weight in scripted.parameters():
+            weight.requires_grad_(False)
+        self.__dict__["scripted"] = scripted.eval()
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        return self.__dict__["scripted"](*args, **kwargs)
+
+
 def _read_by_glue(recording: Recording, point: Point, outer: Collection[int]) -> set[str]:
     """Names that are read below the cut, and again by code that the live part runs."""
     spans = [(recording.calls[place].start, recording.calls[place].end) for place in outer]
@@ -69,6 +98,8 @@ def _read_by_glue(recording: Recording, point: Point, outer: Collection[int]) ->
 def _take_out(live: nn.Module, feed: "_Feed", frozen: Collection[str], by_glue: Collection[str]) -> None:
     """Take what is frozen out of the module's tables, so that its state holds what is live and no more."""
     for prefix, module in live.named_modules(remove_duplicate=False):
+        if isinstance(module, torch.jit.ScriptModule):
+            continue
         for table, is_weight in ((module._parameters, True), (module._buffers, False)):
             for name in [name for name, tensor in table.items() if tensor is not None]:
                 full = f"{prefix}.{name}" if prefix else name
@@ -119,9 +150,13 @@ class _Place(NamedTuple):
 class _Feed:
     """What the stand-ins of one live part give back: the wires of this call, and blanks."""
 
-    def __init__(self, recording: Recording, point: Point, fill: float, *, is_dense: bool) -> None:
+    def __init__(
+        self, recording: Recording, point: Point, fixed: Sequence[torch.Tensor], *, fill: float, is_dense: bool
+    ) -> None:
         self.recording = recording
         self.point = point
+        self.kept = (*point.stored, *point.fixed)
+        self.fixed = fixed
         self.fill = fill
         self.is_dense = is_dense
         self.places: list[_Place] = []
@@ -135,7 +170,7 @@ class _Feed:
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "_Feed":
         # A copy of a live part has its own modules; the wires of the last call are nothing it needs.
-        fresh = _Feed(self.recording, self.point, self.fill, is_dense=self.is_dense)
+        fresh = _Feed(self.recording, self.point, self.fixed, fill=self.fill, is_dense=self.is_dense)
         memo[id(self)] = fresh
         fresh.places = copy.deepcopy(self.places, memo)
         return fresh
@@ -155,8 +190,10 @@ class _Feed:
             )
         axis = stored[0].layout.batch_axis or 0
         self.batch = wires[0].shape[axis] // max(1, stored[0].layout.shape[axis].each)
-        self.wires = [_laid_as(item.layout, wire, self.batch) for item, wire in zip(stored, wires, strict=True)]
-        self._given = wires
+        self._given = (*wires, *(value.to(wires[0].device) for value in self.fixed))
+        self.wires = [
+            _laid_as(item.layout, wire, self.batch) for item, wire in zip(self.kept, self._given, strict=True)
+        ]
         self.counts.clear()
         self._assembled.clear()
         if self.device != wires[0].device:
@@ -167,7 +204,7 @@ class _Feed:
 
     def inputs(self) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """The arguments of the network's own forward: raw inputs that are wires, blanks for the rest."""
-        kept = {item.leaf: wire for item, wire in zip(self.point.stored, self.wires, strict=True) if item.call < 0}
+        kept = {item.leaf: wire for item, wire in zip(self.kept, self.wires, strict=True) if item.call < 0}
         given = [
             kept[place] if place in kept else self.blank(*layout.at(self.batch)[:2], layout.dtype, self.device)
             for place, layout in enumerate(self.recording.inputs.layouts)
@@ -203,7 +240,7 @@ class _Feed:
 
     def _wire(self, layout: Layout, key: int | None) -> torch.Tensor | None:
         """The kept value, or another view of it."""
-        mine = [(item, wire) for item, wire in zip(self.point.stored, self.wires, strict=True) if item.storage == key]
+        mine = [(item, wire) for item, wire in zip(self.kept, self.wires, strict=True) if item.storage == key]
         for item, wire in mine:
             if item.layout == layout:
                 return wire
@@ -241,7 +278,7 @@ def _rewritten(recording: Recording, point: Point) -> dict[int, list[int]]:
     """
     outer = [recording.calls[place] for place in recording.outer(point.moment)]
     found: dict[int, list[int]] = {}
-    for number, item in enumerate(point.stored):
+    for number, item in enumerate((*point.stored, *point.fixed)):
         if item.call < 0:
             continue
         end = recording.calls[item.call].end

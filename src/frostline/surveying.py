@@ -3,9 +3,8 @@
 import bisect
 import dataclasses
 import inspect
-import math
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -16,6 +15,7 @@ from torch.nn.parameter import is_lazy
 from frostline import fingerprint
 from frostline.copies import copy_of
 from frostline.errors import BadArgument
+from frostline.numbering import Place, numbered
 from frostline.recording import Call, Layout, Point, Read, Recording, Size, Storage, Stored, dense_stride
 from frostline.records import Cut, CutGraph, Stage, Wire
 from frostline.trees import arguments, batch_of, tensors, with_rows
@@ -41,8 +41,9 @@ def graph_of(model: nn.Module, example: Any) -> CutGraph:
     other = batch // 2 if batch % 2 == 0 and batch >= 4 else 2 * batch
     watched = copy_of(model, model.parameters()).eval()
     names = tuple(_input_names(model, example))
-    first = watch(watched, *arguments(example), names)
+    # The other size first: what a network makes once and keeps (BEiT's places) is a constant in the pass that is read.
     second = watch(watched, *arguments(with_rows(example, other)), names)
+    first = watch(watched, *arguments(example), names)
     return survey(watched, (first, batch), (second, other))
 
 
@@ -84,7 +85,8 @@ def survey(model: nn.Module, first: tuple[Pass, int], second: tuple[Pass, int]) 
     if is_steady:
         seen = dataclasses.replace(seen, output=_paired(seen.output, second[0].output, batch, second[1]))
     finder = _Finder(model, seen, recording, is_steady)
-    places = _numbered(model, finder)
+    found = [place for number in range(len(recording.calls)) if (place := finder.place(number))]
+    places = numbered(model, found, recording)
     return _graph(model, finder, places, _signatures(first, second, [place.moment for place in places]))
 
 
@@ -180,21 +182,6 @@ def _reads(model: nn.Module, seen: Pass) -> dict[str, tuple[int, ...]]:
 # --- cuts -------------------------------------------------------------------------------------
 
 
-@dataclasses.dataclass(frozen=True)
-class _Place:
-    """The return of a module call at which a cut may be; `trouble` is why it cannot be used.
-
-    `others` holds the names of earlier calls whose return belongs to the same stage.
-    """
-
-    name: str
-    moment: int
-    call: int
-    stored: tuple[Stored, ...]
-    trouble: str | None
-    others: tuple[str, ...] = ()
-
-
 class _Finder:
     """Says of each module call what crosses its return."""
 
@@ -205,8 +192,9 @@ class _Finder:
         self.ends = {call.start: call.end for call in recording.calls}
         self.end = recording.calls[-1].end
         lasting = [(item.made, item.last, key) for key, item in recording.storages.items() if item.last > item.made]
-        self.data = [entry for entry in lasting if recording.storages[entry[2]].is_data]
-        self.plain = [entry for entry in lasting if not recording.storages[entry[2]].is_data]
+        made_of_sample = {key for key, item in recording.storages.items() if item.is_data and item.of_sample}
+        self.data = [entry for entry in lasting if entry[2] in made_of_sample]
+        self.plain = [entry for entry in lasting if entry[2] not in made_of_sample]
         self.float_inputs = {
             key: place
             for place, (key, layout) in enumerate(zip(recording.inputs.storages, recording.inputs.layouts, strict=True))
@@ -219,7 +207,7 @@ class _Finder:
             if recording.reads[name] and (key in seen.weights or name.rpartition(".")[0] in norms)
         }
 
-    def place(self, number: int) -> _Place | None:
+    def place(self, number: int) -> Place | None:
         """The cut at the return of that call, or None where something else crosses too."""
         call = self.recording.calls[number]
         if call.end == self.end or not call.name:
@@ -233,12 +221,21 @@ class _Finder:
         owned = {key for place in outer for key in self.recording.calls[place].storages}
         if not crossing <= owned | self.float_inputs.keys():
             return None
-        stored = [item for key in crossing for item in self._chosen(key, moment, outer)]
-        stored.sort(key=lambda item: (item.call < 0, item.call, item.leaf))
-        return _Place(call.name, moment, number, tuple(stored), self.trouble(moment, stored))
+        kept = [item for key in crossing for item in self._chosen(key, moment, outer)]
+        kept.sort(key=lambda item: (item.call < 0, item.call, item.leaf))
+        fixed = [item for item in kept if self._is_fixed(item)]
+        stored = [item for item in kept if item not in fixed]
+        if not stored:
+            return None
+        return Place(call.name, moment, number, tuple(stored), tuple(fixed), self.trouble(moment, stored))
+
+    def _is_fixed(self, item: Stored) -> bool:
+        """Whether it is the same for every sample, and of one size at every batch size."""
+        sizes = (*item.layout.shape, *item.layout.stride, item.layout.offset)
+        return not self.recording.storages[item.storage].of_sample and not any(size.each for size in sizes)
 
     def _sealed_in(self, moment: int, outer: Sequence[int]) -> set[int]:
-        """Values that could be derived again, but only by a module that will not run."""
+        """Values that could be derived again, or that others are, but for a module or a weight that is gone."""
         spans = sorted((self.recording.calls[place].start, self.recording.calls[place].end) for place in outer)
         starts = [start for start, _ in spans]
 
@@ -246,7 +243,18 @@ class _Finder:
             place = bisect.bisect_left(starts, made) - 1
             return place >= 0 and made < spans[place][1]
 
-        return {key for made, last, key in self.plain if made <= moment < last and is_inside(made)}
+        found = set()
+        waiting = {key for made, last, key in self.plain if made <= moment < last}
+        seen = set(waiting)
+        while waiting:
+            storage = self.recording.storages[key := waiting.pop()]
+            if is_inside(storage.made) or storage.sources & self.seen.weights:
+                found.add(key)
+                continue
+            fresh = storage.sources - seen
+            waiting |= fresh
+            seen |= fresh
+        return found
 
     def _chosen(self, key: int, moment: int, outer: Sequence[int]) -> list[Stored]:
         """What to keep of a storage: the smallest and latest output that holds all that is read later."""
@@ -343,103 +351,10 @@ def _is_whole(geometry: tuple[tuple[int, ...], tuple[int, ...], int], dtype: tor
     return not is_expanded and torch.Size(shape).numel() * dtype.itemsize == storage.bytes
 
 
-# --- stages -----------------------------------------------------------------------------------
-
-
-def _numbered(model: nn.Module, finder: _Finder) -> list[_Place]:
-    """The cuts that people would number.
-
-    Containers and modules that hold repeated blocks are entered, any other module with a cut at
-    its own return is one stage. Of neighbouring cuts with no weight matrix read between them the
-    later one stays, so that a norm or an activation belongs to the stage before it.
-    """
-    places = [place for number in range(len(finder.recording.calls)) if (place := finder.place(number))]
-    matrices = {name for name, weight in model.named_parameters() if weight.dim() >= 2 and weight.shape[0] > 1}
-    if not matrices or not places:
-        return []
-    returns = {place.name: place.moment for place in places}
-    units = _units(model, finder.recording, {place.name: place for place in places}, matrices)
-    moments = sorted({moment for name in matrices for moment in finder.recording.reads[name]})
-    kept: list[_Place] = []
-    for place in places:
-        if any(place.name.startswith(unit + ".") and place.moment < returns[unit] for unit in units):
-            continue
-        if kept and not _any_between(moments, kept[-1].moment, place.moment):
-            if place.trouble and not kept[-1].trouble:
-                continue
-            last = kept.pop()
-            place = dataclasses.replace(place, others=(*last.others, last.name))
-        kept.append(place)
-    return [place for place in kept if place.moment < moments[-1]]
-
-
-def _any_between(moments: Sequence[int], low: int, high: int) -> bool:
-    place = bisect.bisect_right(moments, low)
-    return place < len(moments) and moments[place] <= high
-
-
-_BOXES = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
-
-
-def _units(model: nn.Module, recording: Recording, places: Mapping[str, _Place], matrices: set[str]) -> list[str]:
-    """Modules that are one stage each, in the order in which they are registered."""
-    modules = dict(model.named_modules(remove_duplicate=False))
-    held = Counter(parent for name in matrices for parent in _parents(name))
-    heavy = [name for name in modules if name and held[name] >= 2 and not isinstance(modules[name], _BOXES)]
-    alike: dict[tuple[str, type], list[str]] = {}
-    for name in heavy:
-        owner = next((outer for outer in reversed(_parents(name)) if not isinstance(modules[outer], _BOXES)), "")
-        alike.setdefault((owner, type(modules[name])), []).append(name)
-    repeated = {kind for (_, kind), names in alike.items() if len(names) > 1}
-    instances = Counter(type(modules[name]) for name in heavy)
-    holding: set[str] = set()
-    for (owner, kind), names in alike.items():
-        is_block = type(modules[owner]) in repeated and instances[type(modules[owner])] > 2
-        if kind in repeated and not (is_block and _are_parts(owner, names, recording, places)):
-            holding |= {"", *(outer for name in names for outer in _parents(name))}
-    units: list[str] = []
-
-    def walk(name: str) -> None:
-        if name in places and name not in holding and not isinstance(modules[name], _BOXES):
-            units.append(name)
-            return
-        for child, _ in modules[name].named_children():
-            walk(f"{name}.{child}" if name else child)
-
-    walk("")
-    return units
-
-
-def _are_parts(owner: str, names: Sequence[str], recording: Recording, places: Mapping[str, _Place]) -> bool:
-    """Whether modules inside a block are no blocks of their own: something else goes around them.
-
-    Of several alike ones it is what came into the block; of one alone it is anything.
-    """
-    if owner not in places:
-        return False
-    start = recording.calls[places[owner].call].start if len(names) > 1 else math.inf
-    kept = {item.storage for item in places[owner].stored}
-    own = {key for name in names if name in places for key in recording.calls[places[name].call].storages}
-    return any(
-        name not in places
-        or any(
-            item.storage not in kept | own and (item.call < 0 or recording.storages[item.storage].made < start)
-            for item in places[name].stored
-        )
-        for name in names
-    )
-
-
-def _parents(name: str) -> list[str]:
-    """The modules around a dotted name, the root left out."""
-    parts = name.split(".")
-    return [".".join(parts[:count]) for count in range(1, len(parts))]
-
-
 # --- the record -------------------------------------------------------------------------------
 
 
-def _graph(model: nn.Module, finder: _Finder, places: Sequence[_Place], signatures: Sequence[str]) -> CutGraph:
+def _graph(model: nn.Module, finder: _Finder, places: Sequence[Place], signatures: Sequence[str]) -> CutGraph:
     recording = finder.recording
     batch = recording.batch
     raw = [
@@ -449,7 +364,7 @@ def _graph(model: nn.Module, finder: _Finder, places: Sequence[_Place], signatur
     plain = [item for item in raw if item.leaf not in finder.float_inputs.values()]
     points = [Point(0, -1, tuple(raw), fingerprint.of_text("inputs"))]
     for place, signature in zip(places, signatures, strict=True):
-        points.append(Point(place.moment, place.call, (*place.stored, *plain), signature))
+        points.append(Point(place.moment, place.call, (*place.stored, *plain), signature, place.fixed))
     recording.points = tuple(points)
     head, outputs = _head(model, recording, finder)
     moments = [place.moment for place in places]
@@ -513,7 +428,7 @@ def _last_name(recording: Recording, moments: Sequence[int]) -> str:
     return max(after, key=lambda call: call.end).name if after else "output"
 
 
-def _stages(model: nn.Module, finder: _Finder, names: Sequence[str], places: Sequence[_Place]) -> tuple[Stage, ...]:
+def _stages(model: nn.Module, finder: _Finder, names: Sequence[str], places: Sequence[Place]) -> tuple[Stage, ...]:
     moments = [place.moment for place in places]
     told = Counter([*names, *(other for place in places for other in place.others)])
     aliases = [tuple(other for other in place.others if told[other] == 1) for place in places]

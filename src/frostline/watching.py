@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any
 
 import torch
@@ -12,7 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
 from frostline import fingerprint
-from frostline.copies import plain_torch
+from frostline.copies import full_precision, plain_torch
 from frostline.recording import Call, Inputs, Layout, Read, Size, Storage
 from frostline.trees import leaves, rebuild, tensors
 
@@ -78,16 +78,17 @@ def watch(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], names
     mode.weights = {key for tensor in model.parameters() if (key := mode.key(tensor)) is not None}
     given = leaves((args, kwargs))
     for tensor in tensors(given):
-        mode.meet(tensor, is_data=tensor.is_floating_point() or tensor.is_complex())
+        mode.meet(tensor, is_data=tensor.is_floating_point() or tensor.is_complex(), of_sample=True)
     inputs = Inputs(
         tree=rebuild((args, kwargs), iter(range(len(given)))),
         leaves=tuple(_described(leaf) if isinstance(leaf, torch.Tensor) else leaf for leaf in given),
         names=names,
         storages=tuple(key for tensor in tensors(given) if (key := mode.key(tensor)) is not None),
     )
+    mode.settle()
     calls, handles = _hooked(model, mode)
     try:
-        with torch.no_grad(), plain_torch(), mode:
+        with torch.no_grad(), plain_torch(), full_precision(), mode:
             output = model(*args, **kwargs)
     finally:
         for handle in handles:
@@ -145,6 +146,9 @@ def _hooked(model: nn.Module, mode: "_Watch") -> tuple[list[Call], list[Any]]:
 
     handles: list[Any] = []
     for module in model.modules():
+        if isinstance(module, torch.jit.ScriptModule):
+            # It takes no hooks, so it is no call of its own; what it reads is seen all the same.
+            continue
         # First in, last out: what the user's own hooks do belongs to the module they hang on.
         handles.append(module.register_forward_pre_hook(enter, with_kwargs=True, prepend=True))
         handles.append(module.register_forward_hook(leave, with_kwargs=True))
@@ -191,33 +195,52 @@ class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch leave
         self.frames: list[int] = []
         self.asked: list[tuple[int, int]] = []
         self.operations: list[Operation] = []
-        self._held: dict[int, StorageWeakRef] = {}
+        self._lasting: dict[int, tuple[StorageWeakRef, int]] = {}
+        self._passing: dict[int, tuple[StorageWeakRef, int]] = {}
+        self._met = 0
         self._constants: dict[int, str] = {}
+        self._sampled: set[int] = set()
 
     def tick(self) -> int:
         self.clock += 1
         return self.clock
 
     def key(self, tensor: torch.Tensor) -> int | None:
-        """Name the storage; the weak reference keeps its address from being given to another one."""
+        """Number the storage; the weak reference keeps its address from being given to another one."""
         storage = _storage(tensor)
         if storage is None:
             return None
-        key = int(storage._cdata)
-        if key not in self._held:
-            self._held[key] = StorageWeakRef(storage)  # type: ignore[no-untyped-call]  # untyped in torch
-        return key
+        address = int(storage._cdata)
+        if address in self._lasting:
+            return self._lasting[address][1]
+        if address not in self._passing:
+            self._met += 1
+            self._passing[address] = StorageWeakRef(storage), self._met  # type: ignore[no-untyped-call]  # untyped in torch
+        return self._passing[address][1]
 
-    def meet(self, tensor: torch.Tensor, *, is_data: bool) -> None:
+    def settle(self) -> None:
+        """Hold what is known by now, weights and inputs, until the end."""
+        self._lasting |= self._passing
+        self._passing.clear()
+
+    def _forget_the_dead(self) -> None:
+        # The header of a storage lives as long as a weak reference to it. Left between freed blocks of memory,
+        # thousands of headers would keep them from being used again: 256 MB for BigBird instead of 38.
+        for address in [address for address, (ref, _) in self._passing.items() if ref.expired()]:  # type: ignore[no-untyped-call]  # untyped in torch
+            del self._passing[address]
+
+    def meet(self, tensor: torch.Tensor, *, is_data: bool, of_sample: bool, sources: Collection[int] = ()) -> None:
         """Write down a storage that is new, or that has been written into."""
         key = self.key(tensor)
         if key is None or key in self.reads:
             return
         if key not in self.storages:
             size = tensor.untyped_storage().nbytes()
-            self.storages[key] = Storage(made=self.clock, last=self.clock, bytes=size, is_data=is_data)
-        elif is_data:
-            self.storages[key].is_data = True
+            self.storages[key] = Storage(self.clock, self.clock, size, is_data, of_sample, set(sources))
+            return
+        self.storages[key].is_data |= is_data
+        self.storages[key].of_sample |= of_sample
+        self.storages[key].sources.update(sources)
 
     def finish(self, outputs: list[torch.Tensor]) -> None:
         """Count the outputs as read after the end."""
@@ -231,6 +254,7 @@ class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch leave
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
+        self._forget_the_dead()
         out = func(*args, **kwargs)
         now = self.tick()
         name = func.overloadpacket.__name__ if isinstance(func, torch._ops.OpOverload) else str(func)
@@ -238,7 +262,8 @@ class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch leave
         made_keys = {key for _, key in made}
         given = leaves((list(args), kwargs))
         written = {self.key(tensor) for tensor in tensors(_written(func, args, kwargs))}
-        is_data = False
+        is_data = of_sample = False
+        sources = set()
         for tensor in tensors(given):
             key = self.key(tensor)
             if name in _SHAPE_ONLY:
@@ -246,9 +271,13 @@ class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch leave
             if key in self.reads:
                 self.reads[key].append(now)
                 is_data |= key in self.weights
+                sources |= {key} & self.weights
+                of_sample |= key in self._sampled
             elif key in self.storages:
                 storage = self.storages[key]
                 is_data |= storage.is_data
+                of_sample |= storage.of_sample
+                sources.add(key)
                 storage.last = now
                 # An operation whose result lies in the same memory made a view and looked at nothing.
                 if key not in made_keys or key in written:
@@ -261,20 +290,22 @@ class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch leave
         if is_data and name in _ASKING:
             self.asked.append((now, self.frames[-1] if self.frames else 0))
         for tensor, _ in made:
-            self.meet(tensor, is_data=is_data)
-        if is_data:
-            self._taint(written)
+            self.meet(tensor, is_data=is_data, of_sample=of_sample, sources=sources)
+        self._taint(written, is_data=is_data, of_sample=of_sample)
         scalars = tuple(leaf if isinstance(leaf, (int, float, bool)) else _named(leaf) for leaf in given)
         self.operations.append(Operation(now, str(func), scalars, _flops(func, args, kwargs, out)))
         return out
 
-    def _taint(self, written: set[int | None]) -> None:
+    def _taint(self, written: set[int | None], *, is_data: bool, of_sample: bool) -> None:
         for key in written:
             if key in self.storages:
-                self.storages[key].is_data = True
-            elif key in self.reads:
+                self.storages[key].is_data |= is_data
+                self.storages[key].of_sample |= of_sample
+            elif key in self.reads and is_data:
                 # A buffer that the pass writes (a cache) carries the sample from then on, as a weight does.
                 self.weights.add(key)
+                if of_sample:
+                    self._sampled.add(key)
 
     def _read(self, storage: Storage, tensor: torch.Tensor, now: int) -> None:
         storage.last = now

@@ -4,14 +4,17 @@ from collections.abc import Mapping
 from types import MappingProxyType
 
 from frostline.testing.contracts import ExecutorContract, StrategyContract, TracerContract
-from frostline.testing.laws import FalseCut, breach, false_cuts, snapshot, without_wire
+from frostline.testing.laws import FalseCut, breach, false_cuts, opened, snapshot, without_wire
 from frostline.testing.menagerie import PIECES, Specimen, menagerie, network, specimen
+from frostline.testing.patchwork import PATCHES, TRAITS, patchwork
 
 __all__ = [
     "CLOSE",
+    "PATCHES",
     "PIECES",
     "ROUGH",
     "SAME",
+    "TRAITS",
     "ExecutorContract",
     "FalseCut",
     "Specimen",
@@ -21,6 +24,8 @@ __all__ = [
     "false_cuts",
     "menagerie",
     "network",
+    "opened",
+    "patchwork",
     "snapshot",
     "specimen",
     "without_wire",

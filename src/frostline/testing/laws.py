@@ -1,15 +1,18 @@
 """The law of every cut, and cuts that lie about it."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import Any
 
 import torch
 from torch import nn
+from torch.nn import functional as F
 
 import frostline as fl
 from frostline.records import Cut, CutGraph
 from frostline.testing.menagerie import Specimen
+from frostline.trees import tensors
 
 
 def snapshot(model: nn.Module) -> tuple[Any, ...]:
@@ -21,10 +24,10 @@ def snapshot(model: nn.Module) -> tuple[Any, ...]:
         >>> net.eval() and snapshot(net) == before
         False
     """
-    tensors = [*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False)]
+    state = [*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False)]
     return (
-        [(name, id(tensor), tensor._version, tensor.requires_grad, tensor.grad is None) for name, tensor in tensors],
-        [(name, tensor.detach().cpu().numpy().tobytes()) for name, tensor in tensors],
+        [(name, id(tensor), tensor._version, tensor.requires_grad, tensor.grad is None) for name, tensor in state],
+        [(name, tensor.detach().cpu().numpy().tobytes()) for name, tensor in state],
         [(name, type(module), module.training, sorted(vars(module))) for name, module in model.named_modules()],
         [
             [len(hooks) for hooks in (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks)]
@@ -49,16 +52,11 @@ def breach(one: Specimen, graph: CutGraph, depth: int) -> str | None:
         given = [wire.clone() for wire in wires]
         found = parts.live(*wires)
     whole = one.output()
-    pairs = zip(_values(found), _values(whole), strict=True)
-    if not all(torch.equal(mine, theirs) for mine, theirs in pairs):
+    if not all(map(torch.equal, tensors(found), tensors(whole))):
         return "the outputs differ"
     if not all(torch.equal(before, wire) for before, wire in zip(given, wires, strict=True)):
         return "the live part wrote into the wires that it was fed"
     return None
-
-
-def _values(output: Any) -> list[torch.Tensor]:
-    return list(output.values()) if isinstance(output, dict) else [output]
 
 
 # --- false cuts -------------------------------------------------------------------------------
@@ -94,9 +92,26 @@ def without_wire(graph: CutGraph, depth: int, name: str) -> CutGraph:
     )
 
 
+def opened(graph: CutGraph, depth: int) -> CutGraph:
+    """Plant a false cut: a graph that claims that a blocked cut is open.
+
+    Args:
+        graph: As traced.
+        depth: Whose cut shall lie.
+
+    Example:
+        >>> from frostline.testing import specimen
+        >>> liar = specimen("tied")
+        >>> opened(fl.trace(liar.model, liar.example), 1).open_depths
+        (0, 1, 3)
+    """
+    cut = graph.cuts[depth].model_copy(update={"blocked": None})
+    return graph.model_copy(update={"cuts": (*graph.cuts[:depth], cut, *graph.cuts[depth + 1 :])})
+
+
 @dataclasses.dataclass(frozen=True)
 class FalseCut:
-    """A cut that looks open and is not; `proof` is what a proof has to say, as a regular expression."""
+    """A cut that looks open and is not; `proof` is what a proof has to say, as parts divided by |."""
 
     specimen: Specimen
     graph: CutGraph
@@ -105,30 +120,31 @@ class FalseCut:
 
 
 def false_cuts() -> tuple[FalseCut, ...]:
-    """Make cuts that lie, each in its own way; all pass a plain comparison of outputs but the mixing ones.
+    """Make cuts that lie, each in its own way; all pass a plain comparison of outputs.
 
     Example:
-        >>> [liar.specimen.name for liar in false_cuts()]
-        ['zero_gain', 'zero_norm', 'stash', 'train_path', 'batch_mean', 'other_row']
+        >>> [liar.specimen.name for liar in false_cuts()][:3]
+        ['zero_gain', 'zero_norm', 'tied']
     """
-    kinds: tuple[tuple[str, Callable[[], nn.Module], int, str | None, str], ...] = (
-        ("zero_gain", lambda: _Branch(_Gain()), 2, "first", "not kept"),
-        ("zero_norm", lambda: _Branch(_zero_norm()), 2, "first", "not kept"),
-        ("stash", _Stash, 1, None, "another output|not kept"),
-        ("train_path", _TrainPath, 2, None, "in train mode"),
-        ("batch_mean", lambda: _Mixing(lambda x: x - x.mean(0)), 1, None, "other samples"),
-        ("other_row", lambda: _Mixing(lambda x: x.flip(0)), 1, None, "other samples"),
-    )
     found = []
-    for name, build, depth, wire, proof in kinds:
+    for name, (build, depth, plant, proof) in _LIARS.items():
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(5)
             liar = Specimen(name, build(), torch.randn(4, 5))
         # What a forward leaves on its module passes for what the next one would.
         liar.output()
         graph = fl.trace(liar.model, liar.example)
-        found.append(FalseCut(liar, without_wire(graph, depth, wire) if wire else graph, depth, proof))
+        found.append(FalseCut(liar, plant(graph, depth), depth, proof))
     return tuple(found)
+
+
+class _Chain(nn.Module):
+    """Three layers; what a liar does comes between them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem: Any = nn.Linear(5, 6)
+        self.last, self.head = nn.Linear(6, 6), nn.Linear(6, 3)
 
 
 class _Gain(nn.Module):
@@ -159,48 +175,174 @@ class _Branch(nn.Module):
         return self.head(x + self.gain(self.second(self.first(x))))
 
 
-class _Stash(nn.Module):
-    """Reads its first value from where the first module left it."""
+class _Around(_Chain):
+    """Reads what its stem has left on itself, behind a gain that starts at zero."""
 
-    def __init__(self) -> None:
+    def __init__(self, leave: Callable[[torch.Tensor], Any], *, buffer: torch.Tensor | None = None) -> None:
         super().__init__()
-        self.stem, self.last, self.head = _Leaving(), nn.Linear(6, 6), nn.Linear(6, 3)
+        self.stem = _Leaving(leave, buffer)
+        self.gain = nn.Parameter(torch.zeros(6))
 
     def forward(self, x: torch.Tensor) -> Any:
-        y = self.stem(x)
-        return self.head(self.last(y) + self.stem.left)
+        y = self.last(self.stem(x))
+        return self.head(y + self.gain * torch.as_tensor(self.stem.left))
 
 
 class _Leaving(nn.Linear):
-    def __init__(self) -> None:
+    def __init__(self, leave: Callable[[torch.Tensor], Any], buffer: torch.Tensor | None) -> None:
         super().__init__(5, 6)
+        self.leave = leave
+        self.left: Any
+        if buffer is not None:
+            self.register_buffer("left", buffer)
 
     def forward(self, x: torch.Tensor) -> Any:
-        self.left = super().forward(x)
-        return self.left
+        y = super().forward(x)
+        self.left = self.leave(y)
+        return y
 
 
-class _TrainPath(nn.Module):
-    """Has a second head in train mode, as GoogLeNet does."""
+class _Path(_Chain):
+    """Takes a path that depends on values, asked for in a way that runs no operation."""
+
+    def __init__(self, ask: Callable[[float], bool]) -> None:
+        super().__init__()
+        self.ask = ask
+
+    def forward(self, x: torch.Tensor) -> Any:
+        y = self.stem(x)
+        z = self.last(y)
+        return self.head(z if self.ask(y.tolist()[0][0]) else -z)
+
+
+class _Hooked(_Chain):
+    """Reads what a hook has put into a dict of its own, as extractors of features do."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.stem, self.middle = nn.Linear(5, 6), nn.Linear(6, 6)
-        self.last, self.head = nn.Linear(6, 6), nn.Linear(6, 3)
+        found: dict[str, torch.Tensor] = {}
+        self.stem.register_forward_hook(lambda module, args, output: found.update(stem=output))
+        self.found: Callable[[str], Any] = found.get
+
+    def forward(self, x: torch.Tensor) -> Any:
+        z: torch.Tensor = self.last(self.stem(x).relu())
+        return self.head(z + self.found("stem"))
+
+
+class _Closure(_Chain):
+    """Keeps a function that holds on to the network it was made for, and so to the weights of that one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gain = nn.Parameter(torch.ones(6))
+        self.scaled: Callable[[torch.Tensor], torch.Tensor] = lambda x: x * self.gain
+
+    def forward(self, x: torch.Tensor) -> Any:
+        return self.head(self.scaled(self.last(self.stem(x))))
+
+
+class _TrainPath(_Chain):
+    """Has a second head in train mode, as GoogLeNet does."""
 
     def forward(self, x: torch.Tensor) -> Any:
         stem = self.stem(x)
-        y = self.head(self.last(self.middle(stem).relu()))
+        y = self.head(self.last(stem).relu())
         return y + self.head(stem) if self.training else y
 
 
-class _Mixing(nn.Module):
+class _LayerDrop(_Chain):
+    """Leaves a layer out now and then in train mode, as wav2vec 2.0 does."""
+
+    def forward(self, x: torch.Tensor) -> Any:
+        x = self.stem(x)
+        x = x if self.training and torch.rand(()) < 0.1 else self.last(x)
+        return self.head(x)
+
+
+class _StaleCache(_Chain):
+    """Computes from its table once, and again in train mode only, as LeViT does."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table = nn.Parameter(torch.randn(6))
+        self.known: torch.Tensor | None = None
+
+    def forward(self, x: torch.Tensor) -> Any:
+        if self.training or self.known is None:
+            self.known = self.table.exp()
+        return self.head(self.last(self.stem(x)) * self.known)
+
+
+class _Detached(_Chain):
+    """Gives no gradient to what lies below where its stem's weight has no memory of its own."""
+
+    def forward(self, x: torch.Tensor) -> Any:
+        y = self.last(self.stem(x))
+        return self.head(y if self.stem.weight.is_contiguous() else y.detach())
+
+
+class _Tied(_Chain):
+    """Uses one bias on both sides of the cut."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.last.bias = self.stem.bias
+
+    def forward(self, x: torch.Tensor) -> Any:
+        return self.head(self.last(self.stem(x)))
+
+
+class _Mixing(_Chain):
     """Lets every sample of a batch see the others."""
 
     def __init__(self, mix: Callable[[torch.Tensor], torch.Tensor]) -> None:
         super().__init__()
-        self.stem, self.last, self.head = nn.Linear(5, 6), nn.Linear(6, 6), nn.Linear(6, 3)
         self.stem.register_forward_hook(lambda module, args, output: mix(output))
 
     def forward(self, x: torch.Tensor) -> Any:
         return self.head(self.last(self.stem(x)).tanh())
+
+
+def _traced(graph: CutGraph, depth: int) -> CutGraph:
+    return graph
+
+
+_LIARS: Mapping[str, tuple[Callable[[], nn.Module], int, Callable[[CutGraph, int], CutGraph], str]] = MappingProxyType(
+    {
+        "zero_gain": (
+            lambda: _Branch(_Gain()),
+            2,
+            lambda graph, depth: without_wire(graph, depth, "first"),
+            "not kept",
+        ),
+        "zero_norm": (
+            lambda: _Branch(_zero_norm()),
+            2,
+            lambda graph, depth: without_wire(graph, depth, "first"),
+            "not kept",
+        ),
+        "tied": (_Tied, 1, opened, "gradient of"),
+        "attribute": (lambda: _Around(lambda y: y), 2, _traced, "another output"),
+        "buffer": (lambda: _Around(lambda y: y.detach(), buffer=torch.zeros(4, 6)), 2, _traced, "not kept"),
+        "number": (lambda: _Around(lambda y: y.abs().max().item()), 2, _traced, "another output"),
+        "list": (lambda: _Around(lambda y: y.tolist()), 2, _traced, "another output"),
+        "array": (lambda: _Around(lambda y: y.detach().numpy().copy()), 2, _traced, "another output"),
+        "low_path": (lambda: _Path(lambda value: value < 100), 2, _traced, "another output"),
+        "high_path": (lambda: _Path(lambda value: not value > 100), 2, _traced, "another output"),
+        "hook": (_Hooked, 2, _traced, "another output"),
+        "closure": (_Closure, 1, _traced, "holds on to `gain`"),
+        "train_path": (_TrainPath, 2, _traced, "in train mode"),
+        "layer_drop": (_LayerDrop, 2, _traced, "in train mode"),
+        "stale_cache": (_StaleCache, 1, _traced, "in train mode"),
+        "detached": (_Detached, 1, _traced, "gradient of `last.weight`"),
+        "batch_mean": (lambda: _Mixing(lambda x: x - x.mean(0)), 1, _traced, "other samples"),
+        "batch_norm": (
+            lambda: _Mixing(lambda x: F.batch_norm(x, None, None, training=True)),
+            1,
+            _traced,
+            "other samples",
+        ),
+        "other_row": (lambda: _Mixing(lambda x: x.flip(0)), 1, _traced, "other samples"),
+    }
+)
+"""By name: the network, the depth of its false cut, how that is planted, and what the proof has to say."""
