@@ -698,7 +698,7 @@ def test_false_cut_passes_a_plain_comparison_and_fails_the_proof(liar):
     assert any(part in reason for part in liar.proof.split("|"))
 
 
-def test_value_that_goes_on_under_its_old_name_is_caught():
+def test_value_that_goes_on_under_its_old_name_is_given_there_too():
     class Named(nn.Module):
         def __init__(self):
             super().__init__()
@@ -714,8 +714,31 @@ def test_value_that_goes_on_under_its_old_name_is_caught():
     graph = fl.trace(model, example)
 
     assert graph.stages[0].name == "same"
-    assert fl.prove(model, graph, 1, example=example) == "the live part reads a value that is not kept"
-    assert fl.prove(model, graph, 2, example=example) is None
+    assert fl.prove(model, graph, 1, example=example) is None
+
+
+def test_layer_below_the_cut_is_never_dropped():
+    class Dropping(nn.Module):
+        """Leaves layers out in train mode, as wav2vec 2.0 does now and then."""
+
+        def __init__(self):
+            super().__init__()
+            self.layers, self.head = nn.ModuleList(nn.Linear(6, 6) for _ in range(3)), nn.Linear(6, 3)
+
+        def forward(self, x):
+            for layer in self.layers:
+                x = x if self.training else layer(x)
+            return self.head(x)
+
+    model, example = Dropping(), torch.randn(4, 6)
+    parts = fl.split(model, fl.trace(model, example), 2)
+    wires = parts.frozen(example)
+
+    parts.live.train()
+
+    # The third layer lies above the cut and is left out.
+    assert torch.equal(parts.live(*wires), model.head(model.layers[1](model.layers[0](example))))
+    assert all(module.training for module in parts.live.modules())
 
 
 def test_planted_false_cut_of_a_real_network_is_caught():

@@ -83,7 +83,8 @@ class Call:
     """One finished module call: its place in the run and what it returned.
 
     `leaves` holds a `Layout` for each tensor, a `Size` for each whole number, the value itself
-    for anything else; `storages` holds the storage of each tensor and None for the rest.
+    for anything else; `storages` holds the storage of each tensor and None for the rest. `same`
+    holds the place of the argument that a leaf is the very object of, as an `Identity` returns it.
     """
 
     name: str
@@ -94,6 +95,7 @@ class Call:
     tree: Any
     leaves: tuple[Any, ...]
     storages: tuple[int | None, ...]
+    same: tuple[int | None, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)

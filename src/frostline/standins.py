@@ -1,6 +1,7 @@
 """The network's own copy in which what is frozen gives back what was recorded and computes nothing."""
 
 import copy
+import functools
 import math
 from collections.abc import Callable, Collection, Sequence
 from typing import Any, NamedTuple
@@ -11,7 +12,7 @@ from torch import nn
 from frostline.copies import copy_of, plain_torch
 from frostline.errors import BadArgument
 from frostline.recording import Layout, Point, Recording, Size, dense_stride
-from frostline.trees import rebuild
+from frostline.trees import leaves, rebuild
 
 
 def with_stand_ins(
@@ -39,6 +40,8 @@ def with_stand_ins(
     modules = dict(live.named_modules())
     scripts: dict[str, list[int | None]] = {}
     outer = set(recording.outer(point.moment))
+    if depth:
+        feed.across = tuple(modules[call.name] for call in recording.calls if call.start <= point.moment < call.end)
     for place, call in enumerate(recording.calls):
         if call.end <= point.moment < recording.calls[call.parent].end:
             scripts.setdefault(call.name, []).append(place if place in outer else None)
@@ -160,6 +163,8 @@ class _Feed:
         self.fill = fill
         self.is_dense = is_dense
         self.places: list[_Place] = []
+        self.across: tuple[nn.Module, ...] = ()
+        self._hushed: list[nn.Module] = []
         self.wires: list[torch.Tensor] = []
         self.batch = 0
         self._given: Sequence[torch.Tensor] = ()
@@ -173,6 +178,7 @@ class _Feed:
         fresh = _Feed(self.recording, self.point, self.fixed, fill=self.fill, is_dense=self.is_dense)
         memo[id(self)] = fresh
         fresh.places = copy.deepcopy(self.places, memo)
+        fresh.across = copy.deepcopy(self.across, memo)
         return fresh
 
     def __getstate__(self) -> dict[str, Any]:
@@ -202,6 +208,19 @@ class _Feed:
                 gone = module.__dict__[name]
                 module.__dict__[name] = self.blank(tuple(gone.shape), None, gone.dtype, self.device)
 
+    def hush(self) -> None:
+        """Put the modules in which the cut lies in eval mode: below it nothing is trained, so no layer is dropped."""
+        for module in self.across:
+            if module.training:
+                self._hushed.append(module)
+                module.training = False
+
+    def wake(self) -> None:
+        """Give them their mode back, above the cut."""
+        for module in self._hushed:
+            module.training = True
+        self._hushed.clear()
+
     def inputs(self) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """The arguments of the network's own forward: raw inputs that are wires, blanks for the rest."""
         kept = {item.leaf: wire for item, wire in zip(self.kept, self.wires, strict=True) if item.call < 0}
@@ -211,12 +230,16 @@ class _Feed:
         ]
         return self.recording.inputs.bind(given)
 
-    def output(self, place: int) -> Any:
+    def output(self, place: int, args: Any, kwargs: Any) -> Any:
         """What that call returned when it was watched, in its own types."""
         call = self.recording.calls[place]
+        if place == self.point.call:
+            self.wake()
         for number in self._rewritten.get(place, ()):
             self.wires[number].copy_(self._given[number])
         new = [self._leaf(leaf, key) for leaf, key in zip(call.leaves, call.storages, strict=True)]
+        if not torch.compiler.is_compiling() and any(at is not None for at in call.same):
+            _give_under_old_names(new, call.same, leaves((args, kwargs)))
         return rebuild(call.tree, iter(new))
 
     def blank(
@@ -268,6 +291,14 @@ class _Feed:
         for item, wire in mine:
             whole.as_strided(*item.layout.at(self.batch)).copy_(wire)
         return whole
+
+
+def _give_under_old_names(new: Sequence[Any], same: Sequence[int | None], given: Sequence[Any]) -> None:
+    """Let the code around an `Identity` see its output also where it knows it as the input."""
+    for leaf, at in zip(new, same, strict=True):
+        old = given[at] if at is not None and at < len(given) else None
+        if isinstance(old, torch.Tensor) and old is not leaf and not old.requires_grad and not leaf.requires_grad:
+            old.data = leaf
 
 
 def _rewritten(recording: Recording, point: Point) -> dict[int, list[int]]:
@@ -329,7 +360,7 @@ class _StandIn:
             # Checkpointing calls a module once more during the backward pass.
             done %= len(self.script)
         place = self.script[done]
-        return self.forward(*args, **kwargs) if place is None else self.feed.output(place)
+        return self.forward(*args, **kwargs) if place is None else self.feed.output(place, args, kwargs)
 
 
 class _Root:
@@ -351,10 +382,13 @@ class _Root:
     def __call__(self, *wires: torch.Tensor) -> Any:
         self.feed.take(wires)
         args, kwargs = self._hooked_inputs(*self.feed.inputs())
-        with plain_torch():
-            output = (
-                self.forward(*args, **kwargs) if self.forward else type(self.live).forward(self.live, *args, **kwargs)
-            )
+        forward = self.forward or functools.partial(type(self.live).forward, self.live)
+        self.feed.hush()
+        try:
+            with plain_torch():
+                output = forward(*args, **kwargs)
+        finally:
+            self.feed.wake()
         for hook, wants_kwargs in self.after:
             changed = hook(self.live, args, kwargs, output) if wants_kwargs else hook(self.live, args, output)
             output = output if changed is None else changed

@@ -123,6 +123,7 @@ def _hooked(model: nn.Module, mode: "_Watch") -> tuple[list[Call], list[Any]]:
         start, children = running.pop()
         mode.frames.pop()
         found = leaves(output)
+        given = {id(leaf): at for at, leaf in enumerate(leaves((args, kwargs))) if isinstance(leaf, torch.Tensor)}
         place = len(calls)
         for child in children:
             calls[child] = dataclasses.replace(calls[child], parent=place)
@@ -141,6 +142,7 @@ def _hooked(model: nn.Module, mode: "_Watch") -> tuple[list[Call], list[Any]]:
                 tree=rebuild(output, iter(range(len(found)))),
                 leaves=tuple(_described(leaf) for leaf in found),
                 storages=tuple(mode.key(leaf) if isinstance(leaf, torch.Tensor) else None for leaf in found),
+                same=tuple(given.get(id(leaf)) for leaf in found),
             )
         )
 

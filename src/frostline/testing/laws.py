@@ -250,17 +250,8 @@ class _TrainPath(_Chain):
         return y + self.head(stem) if self.training else y
 
 
-class _LayerDrop(_Chain):
-    """Leaves a layer out now and then in train mode, as wav2vec 2.0 does."""
-
-    def forward(self, x: torch.Tensor) -> Any:
-        x = self.stem(x)
-        x = x if self.training and torch.rand(()) < 0.1 else self.last(x)
-        return self.head(x)
-
-
 class _StaleCache(_Chain):
-    """Computes from its table once, and again in train mode only, as LeViT does."""
+    """Computes from its table once, and again in train mode only."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -268,9 +259,10 @@ class _StaleCache(_Chain):
         self.known: torch.Tensor | None = None
 
     def forward(self, x: torch.Tensor) -> Any:
+        y = self.last(self.stem(x))
         if self.training or self.known is None:
             self.known = self.table.exp()
-        return self.head(self.last(self.stem(x)) * self.known)
+        return self.head(y * self.known)
 
 
 class _Detached(_Chain):
@@ -332,7 +324,6 @@ _LIARS: Mapping[str, tuple[Callable[[], nn.Module], int, Callable[[CutGraph, int
         "hook": (_Hooked, 2, _traced, "another output"),
         "closure": (_Closure, 1, _traced, "holds on to `gain`"),
         "train_path": (_TrainPath, 2, _traced, "in train mode"),
-        "layer_drop": (_LayerDrop, 2, _traced, "in train mode"),
         "stale_cache": (_StaleCache, 1, _traced, "in train mode"),
         "detached": (_Detached, 1, _traced, "gradient of `last.weight`"),
         "batch_mean": (lambda: _Mixing(lambda x: x - x.mean(0)), 1, _traced, "other samples"),
