@@ -15,7 +15,15 @@ from frostline import cli, errors
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
-SLOW_WORDS = ("fl.fit(", "fl.demo(", "fl.predict(", "fl.load_tuned(")
+TRAINERS = ("lightning", "transformers", "accelerate", "fastai")
+SLOW_WORDS = ("fl.fit(", "fl.demo(", "fl.predict(", "fl.load_tuned(", *TRAINERS)
+
+# Of torch in the trainers' own code, and Lightning's word on what is frozen.
+trainers_may_warn = pytest.mark.filterwarnings(
+    r"ignore:.torch\.jit\.script. is deprecated:FutureWarning",
+    "ignore:.isinstance.treespec, LeafSpec:FutureWarning",
+    r"ignore:Found \d+ module\(s\) in eval mode",
+)
 
 
 def blocks(page):
@@ -32,6 +40,7 @@ def stories():
             yield pytest.param(blocks(page), id=f"{page.stem}-with-training", marks=pytest.mark.slow)
 
 
+@trainers_may_warn
 @pytest.mark.parametrize("story", list(stories()))
 def test_python_of_the_page_runs(story, photos, capsys, monkeypatch):
     monkeypatch.chdir(photos.parent)
@@ -50,6 +59,7 @@ def test_example_runs_and_prints_something(example):
     assert len(outcome.stdout.splitlines()) >= 3
 
 
+@trainers_may_warn
 @pytest.mark.parametrize("example", EXAMPLES, ids=lambda example: example.stem)
 def test_example_is_short(example):
     assert len(example.read_text("utf-8").splitlines()) < 80

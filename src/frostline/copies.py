@@ -9,12 +9,15 @@ from typing import Any, TypeVar
 import torch
 from torch import nn
 
+from frostline.holding import lifted
+
 _Module = TypeVar("_Module", bound=nn.Module)
 
 
 def copy_of(model: _Module, shared: Iterable[torch.Tensor] = ()) -> _Module:
     """Copy a network deeply, sharing the given tensors and leaving the original as it was.
 
+    What `freeze` holds still on the original is free on the copy, but for its flags and modes.
     Results that a forward pass with gradients left on a module (LeViT's attention bias) cannot
     be copied deeply; the copy holds them detached.
 
@@ -32,12 +35,15 @@ def copy_of(model: _Module, shared: Iterable[torch.Tensor] = ()) -> _Module:
     """
     memo: dict[int, Any] = {id(tensor): tensor for tensor in shared}
     for module in model.modules():
+        if isinstance(module, nn.Embedding | nn.EmbeddingBag) and module.max_norm is not None:
+            # Its forward shortens the rows that it is asked for, in place.
+            memo.pop(id(module.weight), None)
         for name, value in vars(module).items():
             if name not in ("_parameters", "_modules"):
                 _detach_into(memo, value)
     # A copied weight of a scripted module would lead its gradient back to the original.
     with torch.no_grad():
-        copied = copy.deepcopy(model, memo)
+        copied = lifted(copy.deepcopy(model, memo))
     for mine, own in zip(copied.parameters(), model.parameters(), strict=True):
         if mine.requires_grad != own.requires_grad:
             mine.requires_grad_(own.requires_grad)

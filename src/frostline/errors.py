@@ -34,6 +34,8 @@ FrostlineError
 ├── DeltaMismatch(ValueError)      a delta for another base network
 ├── NewerSchema(ValueError)        a file of a later version of frostline
 ├── BadArgument(ValueError)        a value outside its range
+├── AlreadyWrapped(RuntimeError)   a change of depth that DistributedDataParallel would miss
+├── FrozenMoved(RuntimeError)      what is frozen has changed
 ├── AllTrialsFailed(RuntimeError)  no trial of the search finished
 └── MissingExtra(ImportError)      a package that only some users need
 """
@@ -187,6 +189,14 @@ class NewerSchema(FrostlineError, ValueError):
 
 class BadArgument(FrostlineError, ValueError):
     """An argument is outside its range."""
+
+
+class AlreadyWrapped(FrostlineError, RuntimeError):
+    """The depth of a network cannot change while DistributedDataParallel holds it."""
+
+
+class FrozenMoved(FrostlineError, RuntimeError):
+    """Tensors that were frozen have changed; `moved` names them."""
 
 
 class AllTrialsFailed(FrostlineError, RuntimeError):

@@ -349,7 +349,8 @@ def _first_line(error: Exception) -> str:
 
 def _perturbed(model: nn.Module) -> nn.Module:
     """A copy in eval mode whose vectors, and all that is zero, have moved."""
-    moved = copy_of(model).eval()
+    # By way of train mode, which empties what a network keeps in eval mode (LeViT's biases).
+    moved = copy_of(model).train().eval()
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
         for weight in moved.parameters():

@@ -39,10 +39,11 @@ def graph_of(model: nn.Module, example: Any) -> CutGraph:
     example = with_rows(example, max(2, batch_of(example)))
     batch = batch_of(example)
     other = batch // 2 if batch % 2 == 0 and batch >= 4 else 2 * batch
-    watched = copy_of(model, model.parameters()).eval()
     names = tuple(_input_names(model, example))
-    # The other size first: what a network makes once and keeps (BEiT's places) is a constant in the pass that is read.
-    second = watch(watched, *arguments(with_rows(example, other)), names)
+    # Going by way of train mode empties what a network keeps in eval mode (LeViT's biases). The other size goes first:
+    # what is made once in a process (BEiT's places) is a constant in the pass that is read.
+    fresh, watched = (copy_of(model, model.parameters()).train().eval() for _ in range(2))
+    second = watch(fresh, *arguments(with_rows(example, other)), names)
     first = watch(watched, *arguments(example), names)
     return survey(watched, (first, batch), (second, other))
 
