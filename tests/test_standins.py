@@ -62,6 +62,23 @@ def test_never_read_tensors_stay_in_the_base():
     assert set(with_stand_ins(model, graph.recording, 1).state_dict()) == {"head.weight", "head.bias"}
 
 
+def test_weight_that_only_train_mode_reads_belongs_to_the_module_around_it():
+    class Masking(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.stem, self.mask, self.head = nn.Linear(2, 4), nn.Parameter(torch.randn(4)), nn.Linear(4, 3)
+
+        def forward(self, x):
+            x = self.stem(x)
+            return self.head(x + self.mask if self.training else x)
+
+    model = Masking()
+    graph = fl.trace(model, torch.ones(2, 2))
+
+    assert set(with_stand_ins(model, graph.recording, 1).state_dict()) == {"mask", "head.weight", "head.bias"}
+    assert fl.prove(model, graph, 1, example=torch.ones(2, 2)) is None
+
+
 def test_buffer_that_glue_reads_stays_and_is_not_in_the_state():
     class Numbered(nn.Module):
         def __init__(self):

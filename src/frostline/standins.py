@@ -55,11 +55,19 @@ def with_stand_ins(
 
 
 def frozen_names(recording: Recording, depth: int) -> set[str]:
-    """Parameters and buffers that the live part does not own: read below the cut only, or never."""
+    """Parameters and buffers that the live part does not own: read below the cut only, or in no module that runs on.
+
+    What only train mode reads (wav2vec 2.0's mask) belongs to the module around it.
+    """
     if depth == 0:
         return set()
     moment = recording.points[depth].moment
-    return {name for name, moments in recording.reads.items() if not moments or max(moments) <= moment}
+    ends = {call.name: call.end for call in recording.calls}
+    return {
+        name
+        for name, moments in recording.reads.items()
+        if (max(moments) if moments else ends.get(name.rpartition(".")[0], 0)) <= moment
+    }
 
 
 def _set_aside(live: nn.Module, frozen: set[str]) -> None:

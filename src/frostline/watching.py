@@ -291,7 +291,10 @@ class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch leave
                 given.append(self._constants[key])
         if is_data and name in _ASKING:
             self.asked.append((now, self.frames[-1] if self.frames else 0))
-        for tensor, _ in made:
+        for tensor, key in made:
+            if key in self._constants and key not in written:
+                # A view of what was there before the pass was not made in it.
+                continue
             self.meet(tensor, is_data=is_data, of_sample=of_sample, sources=sources)
         self._taint(written, is_data=is_data, of_sample=of_sample)
         scalars = tuple(leaf if isinstance(leaf, (int, float, bool)) else _named(leaf) for leaf in given)

@@ -250,21 +250,6 @@ class _TrainPath(_Chain):
         return y + self.head(stem) if self.training else y
 
 
-class _StaleCache(_Chain):
-    """Computes from its table once, and again in train mode only."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.table = nn.Parameter(torch.randn(6))
-        self.known: torch.Tensor | None = None
-
-    def forward(self, x: torch.Tensor) -> Any:
-        y = self.last(self.stem(x))
-        if self.training or self.known is None:
-            self.known = self.table.exp()
-        return self.head(y * self.known)
-
-
 class _Detached(_Chain):
     """Gives no gradient to what lies below where its stem's weight has no memory of its own."""
 
@@ -324,7 +309,6 @@ _LIARS: Mapping[str, tuple[Callable[[], nn.Module], int, Callable[[CutGraph, int
         "hook": (_Hooked, 2, _traced, "another output"),
         "closure": (_Closure, 1, _traced, "holds on to `gain`"),
         "train_path": (_TrainPath, 2, _traced, "in train mode"),
-        "stale_cache": (_StaleCache, 1, _traced, "in train mode"),
         "detached": (_Detached, 1, _traced, "gradient of `last.weight`"),
         "batch_mean": (lambda: _Mixing(lambda x: x - x.mean(0)), 1, _traced, "other samples"),
         "batch_norm": (
