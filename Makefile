@@ -3,6 +3,8 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+# Two processes of one thread each: small networks gain little from a second thread.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadscope
 
 .PHONY: demo test test-slow test-browser check format-check lint types floors docs format clean
 
@@ -10,10 +12,10 @@ demo: $(VENV)/installed
 	$(BIN)/frostline demo
 
 test: $(VENV)/installed
-	$(BIN)/python -m pytest
+	$(PYTEST)
 
 test-slow: $(VENV)/installed
-	$(BIN)/python -m pytest -m slow
+	$(PYTEST) -m slow
 
 test-browser: $(VENV)/installed
 	$(BIN)/python -m pytest -m browser

@@ -464,6 +464,8 @@ def test_a_copy_of_a_network_whose_forward_others_bound_runs_itself():
 @pytest.mark.filterwarnings("ignore::UserWarning:torch", "ignore::FutureWarning:torch")
 def test_accelerate_wraps_and_unwraps_a_frozen_network_for_mixed_precision():
     accelerate = pytest.importorskip("accelerate")
+    # It remembers the precision of the first one of the process.
+    accelerate.state.AcceleratorState._reset_state(reset_partial_state=True)
     net = frozen(Net(nn.BatchNorm1d(6), between=drop), 2)
     accelerator = accelerate.Accelerator(cpu=True, mixed_precision="bf16")
     net = accelerator.prepare(net)
@@ -473,6 +475,7 @@ def test_accelerate_wraps_and_unwraps_a_frozen_network_for_mixed_precision():
     mixed, again = net(batch()), net(batch())
     unwrapped = accelerator.unwrap_model(net, keep_fp32_wrapper=False)
 
+    accelerate.state.AcceleratorState._reset_state(reset_partial_state=True)
     torch.testing.assert_close(mixed, again, **SAME)
     torch.testing.assert_close(unwrapped(batch()), mixed, **ROUGH)
     assert not torch.equal(unwrapped(batch()), mixed)

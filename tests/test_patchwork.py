@@ -32,6 +32,7 @@ def test_laws_hold_with_each_patch(tmp_path, name):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 @settings(hundred, max_examples=1000)
 @given(one=sequences | pictures, place=st.integers(0, 9))
 def test_laws_hold_on_a_thousand_random_networks(tmp_path_factory, one, place):
