@@ -73,6 +73,22 @@ def test_a_run_leaves_every_file_of_the_design(tmp_path):
     assert not (result.folder / "weights").exists()
 
 
+def test_the_steps_that_are_timed_teach_the_network_nothing(tmp_path, monkeypatch):
+    timed = []
+
+    def watched(live, *args, **kwargs):
+        timed.append((live, {name: tensor.clone() for name, tensor in live.state_dict().items()}))
+        return train_step(live, *args, **kwargs)
+
+    train_step = flow.train_step
+    monkeypatch.setattr(flow, "train_step", watched)
+
+    fl.plan(small_task())
+
+    [(live, before)] = timed
+    assert all(torch.equal(tensor, before[name]) for name, tensor in live.state_dict().items())
+
+
 def test_the_budget_in_operations_holds(tmp_path):
     result = fl.fit(small_task(), budget=1.0, epochs=40, engine="torch", out=tmp_path / "run")
 
