@@ -54,7 +54,10 @@ def operations(step):
     return counter.get_total_flops()
 
 
-@pytest.fixture(params=[(make, at) for make in (resnet18, vit_tiny, bert) for at in (0.3, 0.6, 1.0)], ids=str)
+@pytest.fixture(
+    params=[(make, at) for make in (resnet18, vit_tiny, bert) for at in (0.3, 0.6, 1.0)],
+    ids=lambda param: f"{param[0].__name__}-{param[1]}",
+)
 def at_a_depth(request):
     """A frozen network and its arguments; its parts, split before, and their wires."""
     make, share = request.param
