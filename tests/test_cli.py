@@ -1,5 +1,6 @@
 """The command line, with fakes in place of the rooms; whole runs are in the slow lane below."""
 
+import functools
 import inspect
 import io
 import json
@@ -566,7 +567,10 @@ def test_fit_predict_and_report_from_folder_to_labels(photos):
 @pytest.mark.slow
 def test_interrupted_fit_goes_on_and_ends_with_the_choice_of_an_unbroken_one(photos):
     words = [sys.executable, "-m", "frostline", *FIT, "--out", "broken"]
-    broken = subprocess.Popen(words, cwd=photos.parent, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    pipes = {"stderr": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    # What runs in the background of a shell has learnt to ignore the interrupt, and so have its children.
+    listening = functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+    broken = subprocess.Popen(words, cwd=photos.parent, preexec_fn=listening, **pipes)
     first = next(line for line in broken.stderr if line.startswith("train"))
     broken.send_signal(signal.SIGINT)
     _, said = broken.communicate(timeout=60)
