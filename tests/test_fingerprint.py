@@ -95,3 +95,11 @@ def test_names_are_32_hexadecimal_digits():
     names = [fingerprint.of_bytes(b""), fingerprint.of_text(), fingerprint.of_tensors([])]
 
     assert all(len(name) == 32 and int(name, 16) >= 0 for name in names)
+
+
+def test_bits_are_the_same_for_nan_and_differ_for_the_sign_of_zero_and_the_shape():
+    nan, zero = torch.tensor([torch.nan]), torch.zeros(2)
+
+    assert fingerprint.same_bits(nan, nan.clone())
+    assert not fingerprint.same_bits(zero, -zero)
+    assert not fingerprint.same_bits(zero, zero.reshape(2, 1))

@@ -57,7 +57,7 @@ def save_delta(
     file = Path(file)
     before, after = dict(_tensors(base)), dict(_tensors(tuned))
     _agree(before, after, of="the tuned network", other="the base")
-    changed = {key for key in after if not _same_bits(before[key], after[key])}
+    changed = {key for key in after if not fingerprint.same_bits(before[key], after[key])}
     wanted = _with_aliases(changed if keys is None else set(keys), after)
     if unknown := wanted - set(after):
         raise DeltaMismatch(
@@ -162,15 +162,6 @@ def _agree(before: Mapping[str, Tensor], after: Mapping[str, Tensor], *, of: str
             )
 
 
-def _same_bits(one: Tensor, other: Tensor) -> bool:
-    # `torch.equal` takes -0 for 0 and holds NaN unequal to itself.
-    return torch.equal(_bits(one), _bits(other))
-
-
-def _bits(tensor: Tensor) -> Tensor:
-    return tensor.resolve_conj().resolve_neg().cpu().contiguous().reshape(-1).view(torch.uint8)
-
-
 def _place(tensor: Tensor) -> tuple[Any, ...]:
     """Equal for two keys that are one tensor: storage and layout, never the values."""
     storage = tensor.untyped_storage()
@@ -188,7 +179,7 @@ def _untied(before: Mapping[str, Tensor], after: Mapping[str, Tensor]) -> set[st
     torn: set[str] = set()
     for key, tensor in before.items():
         name = first.setdefault(_place(tensor), key) if tensor.numel() else key
-        if name != key and not _same_bits(after[name], after[key]):
+        if name != key and not fingerprint.same_bits(after[name], after[key]):
             torn |= {name, key}
     return torn
 

@@ -32,7 +32,7 @@ from frostline.errors import (
 )
 from frostline.events import Event, Listener, silent
 from frostline.files import explained, free_bytes, hold, read_record, sync_folder, write_record
-from frostline.fingerprint import of_text
+from frostline.fingerprint import of_text, same_bits
 from frostline.records import Record, Wire
 from frostline.rowfiles import Layout, RowFile, RowWriter, fault, mapped
 
@@ -528,7 +528,7 @@ def _refuse_unrepeatable(samples: "Samples", views: int) -> None:
     for view in range(views):
         once, twice = samples.read(rows, view=view), samples.read(rows, view=view)
         for place, row in enumerate(rows):
-            if any(not _same(a[place], b[place]) for a, b in zip(once, twice, strict=True)):
+            if any(not same_bits(a[place], b[place]) for a, b in zip(once, twice, strict=True)):
                 name = samples.names[row]
                 raise NotRepeatable(
                     f"NotRepeatable: two readings of sample {name} (view {view}) differ, so a kept row would be a lie. "
@@ -536,10 +536,6 @@ def _refuse_unrepeatable(samples: "Samples", views: int) -> None:
                     sample=name,
                     view=view,
                 )
-
-
-def _same(a: Tensor, b: Tensor) -> bool:
-    return torch.equal(a.contiguous().reshape(-1).view(torch.uint8), b.contiguous().reshape(-1).view(torch.uint8))
 
 
 def _refuse_other_sizes(wires: Sequence[Tensor], layouts: Sequence[Layout], batch: _Batch, samples: "Samples") -> None:

@@ -86,9 +86,27 @@ def of_tensors(tensors: Iterable[tuple[str, "Tensor"]]) -> str:
     return of_text(*(word for line in lines for word in line))
 
 
+def same_bits(one: "Tensor", other: "Tensor") -> bool:
+    """Whether two tensors have one shape, one type and the same bits.
+
+    `torch.equal` takes -0 for 0 and holds NaN unequal to itself.
+
+    Example:
+        >>> import torch
+        >>> same_bits(torch.tensor([torch.nan]), torch.tensor([torch.nan]))
+        True
+    """
+    import torch
+
+    return (one.shape, one.dtype) == (other.shape, other.dtype) and torch.equal(_bits(one), _bits(other))
+
+
 def _of_tensor(tensor: "Tensor") -> str:
+    return of_bytes(_bits(tensor).numpy().data)
+
+
+def _bits(tensor: "Tensor") -> "Tensor":
     import torch
 
     # `reshape` on top of `contiguous`: a tensor without axes has no last one to view as bytes.
-    plain = tensor.detach().resolve_conj().resolve_neg().cpu().contiguous().reshape(-1)
-    return of_bytes(plain.view(torch.uint8).numpy().data)
+    return tensor.detach().resolve_conj().resolve_neg().cpu().contiguous().reshape(-1).view(torch.uint8)

@@ -10,6 +10,7 @@ from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.dropout import _DropoutNd
 
 from frostline.errors import BadArgument, NoParameters
+from frostline.fingerprint import same_bits
 from frostline.frost import Course, course_of, frost_of, lay, named_tensors, plain
 from frostline.record import Record
 
@@ -291,7 +292,7 @@ def verify(model: nn.Module, before: Mapping[str, torch.Tensor]) -> Verification
     frost = frost_of(model)
     frozen = frost.course.frozen_names(model, frost.depth) if frost and frost.depth else _still_names(model)
     compared = [name for name in before if name in frozen]
-    moved = tuple(name for name in compared if name not in now or not _same_bits(before[name], now[name]))
+    moved = tuple(name for name in compared if name not in now or not same_bits(before[name], now[name]))
     return Verification(holds=bool(compared) and not moved, compared=len(compared), moved=moved, advice=_advice(model))
 
 
@@ -302,14 +303,6 @@ def _still_names(model: nn.Module) -> set[str]:
         for name, tensor in named_tensors(model)
         if (not tensor.requires_grad if isinstance(tensor, nn.Parameter) else name.rpartition(".")[0] in still)
     }
-
-
-def _same_bits(one: torch.Tensor, other: torch.Tensor) -> bool:
-    if (one.shape, one.dtype) != (other.shape, other.dtype):
-        return False
-    # NaN equals NaN here, and 0 is not -0.
-    mine, theirs = (tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8) for tensor in (one, other))
-    return torch.equal(mine, theirs)
 
 
 # --- what the optimizer gets ------------------------------------------------------------------
