@@ -14,7 +14,7 @@ from frostline.copies import copy_of, full_precision, plain_torch, repeatable_to
 from frostline.errors import BadArgument
 from frostline.recording import Recording
 from frostline.records import CutGraph, Wire
-from frostline.standins import frozen_names, with_stand_ins
+from frostline.standins import frozen_names, refill, with_stand_ins
 from frostline.trees import arguments, batch_of, leaves, tensors, with_rows
 
 
@@ -301,15 +301,14 @@ def _difference(model: nn.Module, graph: CutGraph, depth: int, example: Any) -> 
                 _output_difference(expected, found)
                 or _foreign_weight(model, live, found)
                 or _gradient_difference(whole, live, expected, found)
-                or _train_mode_trouble(live, wires)
             )
-            if why:
-                return why
             # Python may compare a value that is not kept: NaN is neither above nor below, but infinity is.
-            others = (with_stand_ins(whole, recording, depth, fixed=fixed, fill=fill) for fill in (math.inf, -math.inf))
-            return next(
-                (why for other in others if (why := _output_difference(expected, tensors(other(*wires))))), None
-            )
+            for fill in (math.inf, -math.inf):
+                refill(live, fill)
+                why = why or _output_difference(expected, tensors(live(*wires)))
+            refill(live, math.nan)
+            # Last, since train mode writes into the buffers.
+            return why or _train_mode_trouble(live, wires)
         except _OWN_ERRORS as error:
             return f"its own code fails on stand-ins with {type(error).__name__}: {_first_line(error)}"
 

@@ -54,6 +54,14 @@ def with_stand_ins(
     return live
 
 
+def refill(live: nn.Module, fill: float) -> None:
+    """Let another value stand for what is not kept, in a live part of `with_stand_ins`."""
+    feed: _Feed = vars(live)["forward"].feed
+    feed.fill = fill
+    # The blanks that were put in place of weights are made again.
+    feed.device = None
+
+
 def frozen_names(recording: Recording, depth: int) -> set[str]:
     """Parameters and buffers that the live part does not own: read below the cut only, or in no module that runs on.
 
