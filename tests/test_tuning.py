@@ -122,6 +122,17 @@ def test_a_trial_leaves_the_random_state_alone(tmp_path):
     assert torch.equal(torch.get_rng_state(), before)
 
 
+def test_numbers_below_the_normal_range_count_as_zero_while_training_and_only_then(tmp_path):
+    seen = []
+    net = network()
+    net.act.register_forward_hook(lambda *_: seen.append(float(torch.full((), 1e-39) * 1.0)) if net.training else None)
+
+    run(spec_of(), tmp_path, net=net)
+
+    assert set(seen) == {0.0}
+    assert float(torch.full((), 1e-39) * 1.0) > 0
+
+
 def test_another_seed_trains_otherwise(tmp_path):
     assert facts(run(spec_of(seed=0), tmp_path)[0])[1:] != facts(run(spec_of(seed=1), tmp_path)[0])[1:]
 

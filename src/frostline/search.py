@@ -104,7 +104,7 @@ def plan(
         (1, 2, 4, 5)
     """
     steps = max(1, -(-train_samples // recipe.batch_size))
-    epochs = epochs or min(MOST_EPOCHS, max(FEWEST_EPOCHS, -(-STEPS // steps)))
+    epochs = epochs or usual_epochs(steps)
     prices = Prices(
         graph,
         rates,
@@ -115,7 +115,7 @@ def plan(
         test_samples=test_samples,
         views=views,
     )
-    longest = max(1, min(round(RACE_STEPS / steps), epochs // 3))
+    longest = race_epochs(steps, epochs)
     if depth is None:
         race, budget, notes = _searched(prices, _candidates(graph, prior), longest, limit)
     else:
@@ -142,6 +142,26 @@ def plan(
         views=views,
         notes=notes,
     )
+
+
+def usual_epochs(steps: int) -> int:
+    """Epochs of a full fine-tune by default, where an epoch has so many steps.
+
+    Example:
+        >>> usual_epochs(40), usual_epochs(7), usual_epochs(3000)
+        (15, 30, 4)
+    """
+    return min(MOST_EPOCHS, max(FEWEST_EPOCHS, -(-STEPS // steps)))
+
+
+def race_epochs(steps: int, epochs: int) -> int:
+    """Epochs of one arm of the race, where an epoch has so many steps and a full fine-tune so many epochs.
+
+    Example:
+        >>> race_epochs(40, 15), race_epochs(7, 30), race_epochs(3000, 4)
+        (2, 10, 1)
+    """
+    return max(1, min(round(RACE_STEPS / steps), epochs // 3))
 
 
 _TOO_SMALL = (
@@ -314,7 +334,7 @@ def _arm(plan: Plan, depth: int, rate: float) -> TrialSpec:
     recipe = plan.recipe.model_copy(
         update={
             "learning_rate": rate,
-            "head_scale": _head_scale(plan, depth),
+            "head_scale": head_scale(depth, len(plan.budget.live_shares) - 1),
             "schedule": "cosine",
             "warmup": plan.recipe.warmup * budget.race_epochs / 4,
         }
@@ -322,9 +342,14 @@ def _arm(plan: Plan, depth: int, rate: float) -> TrialSpec:
     return TrialSpec(depth=depth, recipe=recipe, seed=plan.seed, epochs=budget.race_epochs)
 
 
-def _head_scale(plan: Plan, depth: int) -> float:
-    is_head_only = depth == len(plan.budget.live_shares) - 1
-    return 1.0 if is_head_only else SOFT_HEAD
+def head_scale(depth: int, max_depth: int) -> float:
+    """Factor on the warm head at the start of a training: 1 where the head alone is trained.
+
+    Example:
+        >>> head_scale(18, 18), head_scale(9, 18)
+        (1.0, 0.3)
+    """
+    return 1.0 if depth == max_depth else SOFT_HEAD
 
 
 def _alone(plan: Plan, purse: _Purse) -> TrialSpec:
@@ -334,7 +359,7 @@ def _alone(plan: Plan, purse: _Purse) -> TrialSpec:
     recipe = plan.recipe.model_copy(
         update={
             "learning_rate": plan.learning_rates[0],
-            "head_scale": _head_scale(plan, depth),
+            "head_scale": head_scale(depth, len(plan.budget.live_shares) - 1),
             "schedule": "cosine",
         }
     )
