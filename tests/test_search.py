@@ -1,110 +1,17 @@
 import random
-from itertools import count
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from races import LITE, by_depth, carried_out, graph_of, plan_of, trial_of, votes_of
 
+from frostline.choosing import choose
 from frostline.errors import AllTrialsFailed
 from frostline.prices import CHEAP
-from frostline.records import (
-    Cut,
-    CutGraph,
-    EngineReport,
-    Prior,
-    Rates,
-    Recipe,
-    Stage,
-    Trial,
-    TrialSpec,
-    Vote,
-)
-from frostline.search import LEARNING_RATES, choose, middle_of, paired, plan, strategy
+from frostline.records import Trial
+from frostline.search import LEARNING_RATES, middle_of, strategy
 
 QUICK = settings(max_examples=25, deadline=None)
-
-
-def graph_of(flops, *, blocked=(), head="head"):
-    stages = tuple(
-        Stage(index=i, name=f"s{i}", keys=(f"s{i}.weight",), parameters=10, flops=each) for i, each in enumerate(flops)
-    )
-    cuts = tuple(
-        Cut(
-            depth=depth,
-            name=f"s{depth - 1}" if depth else "",
-            wires=(),
-            bytes_per_sample=8,
-            blocked="tied" if depth in blocked else None,
-        )
-        for depth in range(len(stages))
-    )
-    return CutGraph(model="Net", batch=4, stages=stages, cuts=cuts, head=head, outputs=3)
-
-
-def rates_of(graph):
-    return Rates(
-        step_seconds=0.2,
-        step_low=0.2,
-        step_high=0.2,
-        stage_seconds=tuple(stage.flops / graph.flops for stage in graph.stages),
-        score_seconds=0.001,
-        engine=EngineReport(engine="torch", rows_per_second=500.0),
-        threads=2,
-        torch="2.8",
-    )
-
-
-def votes_of(graph, accuracies=None):
-    accuracies = accuracies or dict.fromkeys(graph.open_depths, 0.5)
-    return Prior(
-        votes=tuple(
-            Vote(depth=depth, accuracy=accuracies.get(depth, 0.5), low=0, high=1, loss=1, penalty=1, features=8)
-            for depth in graph.open_depths
-            if depth
-        ),
-        samples=1000,
-        head="head.safetensors",
-    )
-
-
-def plan_of(graph, *, limit=1.0, epochs=None, train=1200, valid=400, depth=None, prior=None, seed=0):
-    return plan(
-        graph,
-        prior or votes_of(graph),
-        rates_of(graph),
-        limit=limit,
-        epochs=epochs,
-        train_samples=train,
-        valid_samples=valid,
-        test_samples=valid,
-        seed=seed,
-        views=1,
-        depth=depth,
-        recipe=Recipe(),
-    )
-
-
-LITE = graph_of([60] * 18 + [1])
-"""Eighteen stages of one cost, and a head that costs next to nothing."""
-
-
-def trial_of(spec, loss, *, accuracy=None, failure=None, samples=400, noise=0):
-    if failure:
-        return Trial(spec=spec, failure=failure)
-    draw = random.Random(f"{spec.key} {noise}")
-    losses = tuple(max(0.0, loss + 0.2 * draw.gauss(0, 1)) for _ in range(samples))
-    hits = tuple(draw.random() < (1 - loss / 2 if accuracy is None else accuracy) for _ in range(samples))
-    return Trial(spec=spec, best_epoch=spec.first_epoch + spec.epochs, losses=losses, hits=hits, weights="w")
-
-
-def carried_out(graph, meant, outcome):
-    trials = []
-    for _ in range(50):
-        specs = strategy(graph, votes_of(graph), meant, trials, ())
-        if not specs:
-            return trials
-        trials += [outcome(spec) for spec in specs]
-    raise AssertionError("the strategy does not end")
 
 
 def cost_of(meant, trials):
@@ -306,10 +213,6 @@ def test_a_rate_that_fails_is_out():
     assert {trial.spec.recipe.learning_rate for trial in trials if trial.spec.parent} == {3e-4}
 
 
-def by_depth(losses):
-    return lambda spec: trial_of(spec, losses[spec.depth] * (0.8 if spec.parent else 1.0))
-
-
 def finishers(losses):
     meant = plan_of(LITE)
     keyed = dict(zip(meant.candidates, losses, strict=True))
@@ -404,117 +307,3 @@ def test_a_network_whose_head_is_dear_races_it_like_any_other_depth():
 
     assert meant.budget.live_shares[graph.max_depth] > CHEAP
     assert {trial.spec.depth for trial in trials if trial.spec.parent} == {1}
-
-
-numbers = count()
-
-
-def finished(depth, *, right, loss, epochs=10, samples=400, parent=None):
-    """A trial whose first samples are wrong, so that two of them disagree on as few as their counts allow."""
-    spec = TrialSpec(depth=depth, recipe=Recipe(), seed=next(numbers), epochs=epochs, parent=parent)
-    hits = tuple(place >= samples - right for place in range(samples))
-    losses = tuple(loss + 0.01 * (place % 3) for place in range(samples))
-    return Trial(spec=spec, hits=hits, losses=losses, best_epoch=epochs, weights="w")
-
-
-def finished_as(spec, *, right, loss):
-    return finished(spec.depth, right=right, loss=loss).model_copy(update={"spec": spec})
-
-
-def test_the_more_accurate_depth_is_chosen_though_its_loss_is_worse():
-    sure = finished(5, right=390, loss=0.5)
-    careful = finished(9, right=370, loss=0.2)
-
-    assert choose(LITE, [sure, careful]).depth == 5
-
-
-def test_a_tie_in_accuracy_and_loss_goes_to_the_larger_frozen_share():
-    shallow = finished(5, right=390, loss=0.1)
-    deep = finished(9, right=390, loss=0.1)
-
-    assert choose(LITE, [shallow, deep]).depth == 9
-
-
-def test_a_clearly_worse_loss_breaks_a_tie_in_accuracy():
-    shallow = finished(5, right=390, loss=0.1)
-    deep = finished(9, right=390, loss=0.3)
-
-    assert choose(LITE, [shallow, deep]).depth == 5
-
-
-def test_an_arm_that_left_the_race_is_no_candidate():
-    meant = plan_of(LITE)
-    trials = carried_out(LITE, meant, by_depth(dict(zip(meant.candidates, [0.1, 0.3, 0.3, 0.6], strict=True))))
-
-    choice = choose(LITE, trials)
-
-    assert choice.depth == meant.candidates[0]
-    assert {rival.depth for rival in choice.rivals} == set(meant.candidates[1:])
-
-
-def test_an_arm_that_left_the_race_is_not_chosen_in_a_tie_either():
-    meant = plan_of(LITE)
-    shallowest, *others = meant.candidates
-    raced = {shallowest: 0.1, **dict.fromkeys(others, 0.2), LITE.max_depth: 0.5}
-    ended = {**raced, shallowest: 0.2}
-
-    trials = carried_out(
-        LITE, meant, lambda spec: finished_as(spec, right=390, loss=(ended if spec.parent else raced)[spec.depth])
-    )
-
-    assert choose(LITE, trials).depth == shallowest
-
-
-def test_rivals_that_left_the_race_are_compared_after_equal_epochs():
-    meant = plan_of(LITE)
-    trials = carried_out(LITE, meant, by_depth(dict(zip(meant.candidates, [0.1, 0.3, 0.3, 0.6], strict=True))))
-
-    choice = choose(LITE, trials)
-
-    left = next(rival for rival in choice.rivals if rival.depth == meant.candidates[1])
-    assert left.epochs == meant.budget.race_epochs
-    assert left.verdict.startswith(f"after {meant.budget.race_epochs} epochs each")
-    assert left.loss_difference == pytest.approx(0.2, abs=0.05)
-
-
-def test_a_winner_whose_last_training_failed_is_still_chosen_from_its_race_trial():
-    meant = plan_of(LITE)
-    losses = dict(zip(meant.candidates, [0.3, 0.05, 0.3, 0.6], strict=True))
-
-    def outcome(spec):
-        ended = spec.parent and spec.depth != LITE.max_depth
-        return trial_of(spec, losses[spec.depth], failure="nan" if ended else None)
-
-    assert choose(LITE, carried_out(LITE, meant, outcome)).depth == meant.candidates[1]
-
-
-def test_the_reason_names_depth_accuracy_and_what_the_rivals_lose():
-    chosen, deeper, shallower = (
-        finished(depth, right=right, loss=loss, parent="raced")
-        for depth, right, loss in ((9, 390, 0.1), (14, 360, 0.3), (3, 390, 0.1))
-    )
-
-    choice = choose(LITE, [chosen, deeper, shallower])
-
-    assert choice.reason == (
-        "Freeze 9 of 18 stages: validation accuracy .975 (.955–.986); freezing more loses 7.5 points; "
-        "freezing less gains nothing measurable and costs 1.7 times as much."
-    )
-
-
-def test_the_reason_says_what_was_judged_before_the_end():
-    meant = plan_of(LITE)
-    trials = carried_out(LITE, meant, by_depth(dict(zip(meant.candidates, [0.1, 0.3, 0.3, 0.6], strict=True))))
-
-    reason = choose(LITE, trials).reason
-
-    assert f"in part judged after {meant.budget.race_epochs} epochs" in reason
-
-
-def test_no_trial_at_all_is_an_error_in_words():
-    with pytest.raises(AllTrialsFailed, match="none was run"):
-        choose(LITE, [])
-
-
-def test_a_paired_difference_of_equal_samples_has_no_error():
-    assert paired([True, False], [True, False]) == (0.0, 0.0)

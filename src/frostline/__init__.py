@@ -28,7 +28,7 @@ _HOME = {
     "probe": "probing",
     "tune": "tuning",
     "score": "scoring",
-    "choose": "search",
+    "choose": "choosing",
     "save_delta": "delta",
     "apply_delta": "delta",
     "gather": "claims",

@@ -304,6 +304,11 @@ class Trial(Record):
     failure: str | None = None
 
     @property
+    def epochs(self) -> int:
+        """Epochs trained, those of the parents included."""
+        return self.spec.first_epoch + self.spec.epochs
+
+    @property
     def loss(self) -> float:
         """Mean validation loss at the best epoch; infinite for a failed trial."""
         return sum(self.losses) / len(self.losses) if self.losses and not self.failure else float("inf")

@@ -17,6 +17,7 @@ import torch
 from torch import nn
 
 from frostline import search
+from frostline.choosing import choose
 from frostline.claims import gather
 from frostline.copies import copy_of
 from frostline.cost import Clock, stage_seconds, step_seconds
@@ -188,7 +189,7 @@ def carry_out(task: Task, folder: Path, asked: Arguments, depth: int | str, list
         wanted = None if depth == "auto" else site.graph.resolve(depth)
         prior, plan = prepare(site, asked, wanted)
         trials = race(site, prior, plan, wanted)
-        choice = search.choose(site.graph, trials)
+        choice = choose(site.graph, trials)
         conclude(site, asked, prior, plan, trials, choice)
 
 

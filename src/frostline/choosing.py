@@ -1,0 +1,186 @@
+"""The choice: which depth is kept, by which rule, against which rivals, and why in words."""
+
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
+
+from frostline.amounts import interval
+from frostline.comparing import by_key, is_within, paired
+from frostline.cost import wilson
+from frostline.errors import AllTrialsFailed
+from frostline.records import Choice, CutGraph, Rival, Trial
+
+RULE = (
+    "Of the depths that were trained to the end, the one with the most right answers on the validation part leads. The "
+    "deepest one that is within one standard error of it, paired by sample, both in accuracy and in loss, is chosen: "
+    "accuracy has the last word, and a loss that is clearly worse breaks what looks like a tie."
+)
+
+
+def choose(graph: CutGraph, trials: Iterable[Trial]) -> Choice:
+    """Pick the depth: the most accurate, or the deepest that cannot be told from it.
+
+    A depth whose accuracy is within one paired standard error of the leader's counts as equal
+    only if its loss is, too. A leader is never given up for its loss alone: networks trained
+    for long are sure of themselves, and right.
+
+    Args:
+        graph: The network's stages and cuts.
+        trials: What happened, in any order.
+
+    Returns:
+        The choice, its rule, its reason in words, and its rivals.
+
+    Raises:
+        AllTrialsFailed: No trial finished.
+
+    Example:
+        >>> import torch
+        >>> from frostline.records import Recipe, TrialSpec
+        >>> graph = fl.trace(torch.nn.Sequential(torch.nn.Linear(4, 4), torch.nn.Linear(4, 2)), torch.ones(2, 4))
+        >>> deep, full = (
+        ...     Trial(
+        ...         spec=TrialSpec(depth=depth, recipe=Recipe(), seed=0, epochs=5), losses=(0.1, 0.2), hits=(True, True)
+        ...     )
+        ...     for depth in (1, 0)
+        ... )
+        >>> fl.choose(graph, [full, deep]).depth
+        1
+
+    Source:
+        The rule of one standard error is Breiman et al., Classification and regression trees, 1984,
+        section 3.4.3; here it is paired by sample.
+    """
+    trials = tuple(by_key(trials).values())
+    arms = _furthest(trials)
+    if not arms:
+        failures = tuple(sorted({str(trial.failure) for trial in trials}))
+        raise AllTrialsFailed(
+            f"AllTrialsFailed: none of {len(trials)} trials finished: {'; '.join(failures) or 'none was run'}. "
+            "If the loss is not finite, look at the input's scale and at the weights; the network's own output on "
+            "the training pictures must be finite.",
+            failures=failures,
+        )
+    finished = _finished(arms, trials)
+    leader = max(finished, key=lambda trial: (trial.accuracy, -trial.loss, trial.spec.depth))
+    tied = [
+        trial
+        for trial in finished
+        if is_within(*paired(leader.hits, trial.hits)) and is_within(*paired(trial.losses, leader.losses))
+    ]
+    picked = max(tied, key=lambda trial: trial.spec.depth)
+    duels = [_Duel(trial, _peer(picked, trial, trials)) for trial in arms if trial is not picked]
+    return Choice(
+        depth=picked.spec.depth,
+        stage_name=graph.stage_name(picked.spec.depth),
+        max_depth=graph.max_depth,
+        trial=picked.spec.key,
+        rule=RULE,
+        reason=_reason(graph, picked, duels),
+        rivals=tuple(_rival(graph, duel) for duel in duels),
+    )
+
+
+class _Duel(NamedTuple):
+    """A rival and the trial of the chosen depth that it is fairly compared with."""
+
+    rival: Trial
+    peer: Trial
+
+
+def _furthest(trials: Iterable[Trial]) -> list[Trial]:
+    """The trial of each depth that was trained longest, by depth; of two, the one with the lower loss."""
+    best: dict[int, Trial] = {}
+    for trial in sorted(trials, key=lambda trial: trial.spec.key):
+        if trial.failure or not trial.losses:
+            continue
+        held = best.get(trial.spec.depth)
+        if held is None or (-trial.epochs, trial.loss) < (-held.epochs, held.loss):
+            best[trial.spec.depth] = trial
+    return [best[depth] for depth in sorted(best)]
+
+
+def _finished(arms: Sequence[Trial], trials: Iterable[Trial]) -> Sequence[Trial]:
+    """Those that were meant to go no further; an arm that left the race early is no candidate."""
+    continued = {trial.spec.parent for trial in trials}
+    return [trial for trial in arms if trial.spec.parent or trial.spec.key in continued] or arms
+
+
+def _peer(picked: Trial, rival: Trial, trials: Iterable[Trial]) -> Trial:
+    """The chosen depth after as many epochs as the rival had, where there is such a trial."""
+    same = [
+        trial
+        for trial in trials
+        if trial.spec.depth == picked.spec.depth and trial.epochs == rival.epochs and not trial.failure
+    ]
+    shorter = rival.epochs < picked.epochs and not rival.spec.parent
+    return min(same, key=lambda trial: (trial.loss, trial.spec.key)) if shorter and same else picked
+
+
+def _rival(graph: CutGraph, duel: _Duel) -> Rival:
+    trial = duel.rival
+    difference, error = paired(trial.losses, duel.peer.losses)
+    low, high = wilson(sum(trial.hits), len(trial.hits))
+    return Rival(
+        depth=trial.spec.depth,
+        stage_name=graph.stage_name(trial.spec.depth),
+        epochs=trial.epochs,
+        accuracy=trial.accuracy,
+        low=low,
+        high=high,
+        loss=trial.loss,
+        loss_difference=difference,
+        standard_error=error,
+        verdict=_verdict(duel),
+    )
+
+
+def _verdict(duel: _Duel) -> str:
+    trial, peer = duel
+    points, error = (100 * figure for figure in paired(peer.hits, trial.hits))
+    own, against = trial.epochs, peer.epochs
+    after = f"after {_epochs(own)} " + ("each, " if own == against else f"against {against}, ")
+    if abs(points) <= error:
+        if trial.spec.depth < peer.spec.depth:
+            return f"{after}as accurate, but it trains more"
+        worse, _ = paired(trial.losses, peer.losses)
+        return f"{after}as accurate, but {'with a higher loss' if worse > 0 else 'it did not go on'}"
+    return f"{after}{abs(points):.1f} points {'worse' if points > 0 else 'better'} (standard error {error:.1f})"
+
+
+def _reason(graph: CutGraph, picked: Trial, duels: Sequence[_Duel]) -> str:
+    """One sentence that a person who is no expert follows."""
+    low, high = wilson(sum(picked.hits), len(picked.hits))
+    depth, whole = picked.spec.depth, graph.max_depth
+    begin = f"Freeze {depth} of {whole} stages" if depth else "Freeze nothing"
+    if depth == whole:
+        begin = f"Freeze all {whole} stages and train the head only"
+    parts = [f"{begin}: validation accuracy {interval(picked.accuracy, low, high)}"]
+    more = [duel for duel in duels if duel.rival.spec.depth > depth]
+    less = [duel for duel in duels if duel.rival.spec.depth < depth]
+    if more:
+        parts.append(f"freezing more {_outcome(more)}")
+    if less:
+        nearest = max(duel.rival.spec.depth for duel in less)
+        times = (1.0 - graph.frozen_share(nearest)) / max(1.0 - graph.frozen_share(depth), 1e-9)
+        costs = f" and costs {times:.1f} times as much" if times < 100 else " and costs far more"
+        parts.append(f"freezing less {_outcome(less)}{costs}")
+    return "; ".join(parts) + "."
+
+
+def _outcome(duels: Sequence[_Duel]) -> str:
+    early = [duel.rival.epochs for duel in duels if duel.rival.spec.parent is None and duel.peer.spec.parent is None]
+    judged = (
+        f" ({'judged' if len(early) == len(duels) else 'in part judged'} after {_epochs(early[0])})" if early else ""
+    )
+    differences = [paired(duel.peer.hits, duel.rival.hits) for duel in duels]
+    if all(abs(difference) <= error for difference, error in differences):
+        return f"gains nothing measurable{judged}"
+    low, high = (100 * pick(difference for difference, _ in differences) for pick in (min, max))
+    if low < 0 < high:
+        return f"changes accuracy by {-high:+.1f} to {-low:+.1f} points{judged}"
+    verb, least, most = ("loses", low, high) if high > 0 else ("gains", -high, -low)
+    return f"{verb} {f'{least:.1f}–' if f'{least:.1f}' != f'{most:.1f}' else ''}{most:.1f} points{judged}"
+
+
+def _epochs(number: int) -> str:
+    return f"{number} epoch" if number == 1 else f"{number} epochs"
