@@ -236,7 +236,7 @@ def make_trials(race_depths, depth, samples, draw, *, failed):
     def curve(at, first, epochs):
         goal = 0.14 if at == depth else 0.2 + 0.015 * abs(at - depth)
         points = []
-        for epoch in range(first, first + epochs + 1):
+        for epoch in range(round(first), round(first + epochs) + 1):
             if epoch == first and first:
                 continue
             valid = goal + (0.7 - goal) * math.exp(-0.55 * epoch) + draw.gauss(0, 0.006)
@@ -255,7 +255,7 @@ def make_trials(race_depths, depth, samples, draw, *, failed):
 
     def trial(at, epochs, rate=1e-3, parent=None, failure=None):
         recipe = Recipe(learning_rate=rate, schedule="cosine" if parent else "constant")
-        first = parent.spec.epochs if parent else 0
+        first = round(parent.spec.epochs) if parent else 0
         spec = TrialSpec(
             depth=at,
             recipe=recipe,
@@ -299,6 +299,8 @@ def make_score(outputs, samples, accuracy, draw):
     hits = sum(confusion[k][k] for k in range(outputs))
     share = hits / samples
     centre, half = (share + 0.0048) / 1.0096, 1.96 * math.sqrt(share * (1 - share) / samples + 2.4e-5) / 1.0096
+    confidences = tuple(draw.uniform(0.6, 1) for _ in range(samples))
+    odds = zip(labels, predictions, confidences, strict=True)
     return Score(
         samples=samples,
         accuracy=share,
@@ -307,9 +309,9 @@ def make_score(outputs, samples, accuracy, draw):
         balanced_accuracy=share - 0.002,
         loss=0.11,
         confusion=tuple(map(tuple, confusion)),
-        losses=tuple(abs(draw.gauss(0.1, 0.1)) for _ in range(samples)),
+        losses=tuple(-math.log(odd if label == guess else 1 - odd) for label, guess, odd in odds),
         predictions=tuple(predictions),
-        confidences=tuple(draw.uniform(0.6, 1) for _ in range(samples)),
+        confidences=confidences,
     )
 
 

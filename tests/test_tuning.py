@@ -86,16 +86,28 @@ def facts(trial):
     return [(point.epoch, point.train_loss, point.valid_loss, point.valid_accuracy) for point in trial.curve]
 
 
-@settings(max_examples=6, deadline=None)
-@given(st.integers(1, 2), st.integers(1, 3), st.sampled_from(["eval", "train"]), st.integers(0, 3))
-def test_two_rungs_through_files_are_one_rung_bit_for_bit(tmp_path_factory, first, second, norm_mode, seed):
-    folder = tmp_path_factory.mktemp("rungs")
-    more = {"norm_mode": norm_mode, "seed": seed}
-    whole, net = run(spec_of(first + second, **more), folder)
+modes = st.fixed_dictionaries(
+    {
+        "norm_mode": st.sampled_from(["eval", "train"]),
+        "averaging": st.sampled_from([0.0, 0.9]),
+        "seed": st.integers(0, 3),
+    }
+)
 
+
+def in_two_rungs(folder, first, second, more):
     parent, _ = run(spec_of(first, **more), folder)
     child_spec = spec_of(second, parent=parent.spec.key, first_epoch=first, **more)
-    child, again = run(child_spec, folder, net=network(9), start=folder / parent.weights)
+    return parent, *run(child_spec, folder, net=network(9), start=folder / parent.weights)
+
+
+@settings(max_examples=6, deadline=None)
+@given(st.integers(1, 2), st.integers(1, 3), modes)
+def test_two_rungs_through_files_are_one_rung_bit_for_bit(tmp_path_factory, first, second, more):
+    folder = tmp_path_factory.mktemp("rungs")
+    whole, net = run(spec_of(first + second, **more), folder)
+
+    parent, child, again = in_two_rungs(folder, first, second, more)
 
     assert facts(whole) == facts(parent) + facts(child)
     assert (child.best_epoch, child.losses, child.hits) == (whole.best_epoch, whole.losses, whole.hits)
@@ -103,6 +115,40 @@ def test_two_rungs_through_files_are_one_rung_bit_for_bit(tmp_path_factory, firs
     assert kept.keys() == expected.keys()
     assert all(torch.equal(kept[name], expected[name]) for name in kept)
     assert all(torch.equal(a, b) for a, b in zip(again.state_dict().values(), net.state_dict().values(), strict=True))
+
+
+@settings(max_examples=6, deadline=None)
+@given(st.integers(1, 14), modes)
+def test_a_rung_may_end_within_an_epoch(tmp_path_factory, step, more):
+    folder = tmp_path_factory.mktemp("rungs")
+    whole, _ = run(spec_of(3, **more), folder)
+
+    _, child, _ = in_two_rungs(folder, step / 5, 3 - step / 5, more)
+
+    kept, expected = load_file(folder / child.weights), load_file(folder / whole.weights)
+    assert all(torch.equal(kept[name], expected[name]) for name in expected if not name.startswith(("best/", "valid/")))
+    assert facts(child)[1:] == [fact for fact in facts(whole) if fact[0] > child.curve[0].epoch]
+
+
+def test_a_running_average_is_scored_and_kept_in_place_of_the_weights(tmp_path):
+    spec = spec_of(2, averaging=0.5)
+
+    trial, net = run(spec, tmp_path)
+
+    kept = load_file(tmp_path / trial.weights)
+    with torch.no_grad():
+        outputs = net(part(1).read(range(SAMPLES))[0])
+    assert trial.best_epoch == 2
+    assert torch.equal(net.conv.weight, kept["average/conv.weight"])
+    assert not torch.equal(kept["average/conv.weight"], kept["last/conv.weight"])
+    torch.testing.assert_close(calibrated(outputs, part(1).labels), torch.tensor(trial.losses))
+
+
+def test_the_average_follows_the_weights_slowly(tmp_path):
+    slow, fast = (run(spec_of(1, averaging=kept), tmp_path)[1].conv.weight for kept in (0.5, 0.01))
+
+    start, end = network().conv.weight, run(spec_of(1), tmp_path)[1].conv.weight
+    assert (fast - end).norm() < (slow - end).norm() < (start - end).norm()
 
 
 def test_a_trial_repeats_its_bits_whatever_ran_before(tmp_path):
@@ -279,7 +325,7 @@ def test_parameters_that_ask_for_no_gradient_stay_as_they_are(tmp_path):
 def test_the_rate_rises_then_falls_to_nothing():
     spec = spec_of(3, schedule="cosine", warmup=1.0)
 
-    factors = [_factor(spec, 4, done) for done in range(1, 13)]
+    factors = [_factor(spec, 4, step) for step in range(1, 13)]
 
     assert factors[:4] == [0.25, 0.5, 0.75, 1.0]
     assert factors[4] == 1.0
@@ -290,7 +336,15 @@ def test_the_rate_rises_then_falls_to_nothing():
 def test_a_child_starts_at_the_full_rate():
     spec = spec_of(2, parent="x", first_epoch=1, warmup=1.0)
 
-    assert [_factor(spec, 4, done) for done in (1, 8)] == [1.0, 1.0]
+    assert [_factor(spec, 4, step) for step in (5, 12)] == [1.0, 1.0]
+
+
+def test_a_child_goes_on_with_the_rise_of_its_parent():
+    parent, child = spec_of(0.5, warmup=1.0), spec_of(2, parent="x", first_epoch=0.5, warmup=1.0)
+
+    factors = [*(_factor(parent, 4, step) for step in (1, 2)), *(_factor(child, 4, step) for step in (3, 4, 5))]
+
+    assert factors == [0.25, 0.5, 0.75, 1.0, 1.0]
 
 
 def test_epochs_take_turns_among_the_views(tmp_path):

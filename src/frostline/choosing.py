@@ -182,5 +182,6 @@ def _outcome(duels: Sequence[_Duel]) -> str:
     return f"{verb} {f'{least:.1f}–' if f'{least:.1f}' != f'{most:.1f}' else ''}{most:.1f} points{judged}"
 
 
-def _epochs(number: int) -> str:
-    return f"{number} epoch" if number == 1 else f"{number} epochs"
+def _epochs(number: float) -> str:
+    text = f"{number:.2g}"
+    return f"{text} epoch" if text == "1" else f"{text} epochs"

@@ -55,6 +55,7 @@ class Vote(Record):
         loss: Leave-one-out negative log-likelihood in nats after the temperature.
         penalty: Ridge penalty chosen by leave-one-out squared error.
         features: D.
+        knn: Leave-one-out accuracy of the nearest neighbours in the same features, or None in older files.
     """
 
     depth: int
@@ -64,6 +65,7 @@ class Vote(Record):
     loss: float
     penalty: float
     features: int
+    knn: float | None = None
 
 
 class Prior(Record):
@@ -99,6 +101,8 @@ class Recipe(Record):
         warmup: Share of an epoch over which the rate rises, where there is no parent.
         norm_mode: "eval" keeps batch norm's pretrained statistics, "train" learns new ones.
         clip_norm: Largest norm of the gradient.
+        averaging: What a running average of the weights keeps of itself at each step. It is scored and kept
+            in the place of the weights, while training goes on from the weights; 0 averages nothing.
     """
 
     learning_rate: float = 1e-3
@@ -110,6 +114,7 @@ class Recipe(Record):
     warmup: float = 1.0
     norm_mode: Literal["eval", "train"] = "eval"
     clip_norm: float = 1.0
+    averaging: float = 0.0
 
 
 class EngineReport(Record):
@@ -253,7 +258,7 @@ class TrialSpec(Record):
         depth: Number of frozen stages.
         recipe: How to train.
         seed: Of the order of the samples and of dropout.
-        epochs: Epochs to add.
+        epochs: Epochs to add, whole or not; rounded to optimizer steps.
         parent: Key of the spec to continue, or None to start from the pretrained weights.
         first_epoch: Epochs that the chain of parents has trained already.
     """
@@ -261,15 +266,15 @@ class TrialSpec(Record):
     depth: int
     recipe: Recipe
     seed: int
-    epochs: int
+    epochs: float
     parent: str | None = None
-    first_epoch: int = 0
+    first_epoch: float = 0
 
 
 class EpochPoint(Record):
-    """One epoch of a trial. Epoch 0 is the warm head before any training."""
+    """A look at the validation part, mostly at the end of an epoch. Epoch 0 is the warm head before any training."""
 
-    epoch: int
+    epoch: float
     train_loss: float | None
     valid_loss: float
     valid_accuracy: float
@@ -295,7 +300,7 @@ class Trial(Record):
 
     spec: TrialSpec
     curve: tuple[EpochPoint, ...] = ()
-    best_epoch: int = 0
+    best_epoch: float = 0
     losses: tuple[float, ...] = ()
     hits: tuple[bool, ...] = ()
     seconds: float = 0.0
@@ -304,7 +309,7 @@ class Trial(Record):
     failure: str | None = None
 
     @property
-    def epochs(self) -> int:
+    def epochs(self) -> float:
         """Epochs trained, those of the parents included."""
         return self.spec.first_epoch + self.spec.epochs
 
@@ -365,7 +370,7 @@ class Rival(Record):
 
     depth: int
     stage_name: str
-    epochs: int
+    epochs: float
     accuracy: float
     low: float
     high: float

@@ -41,9 +41,10 @@ def tune(
     """Train a live part for one rung, and keep its best and its last state.
 
     The live part is trained in place and holds the best weights when the call returns. Everything
-    random follows from the seed and the number of the epoch, counted over all parents: two rungs
+    random follows from the seed and the number of the step, counted over all parents: two rungs
     of two and three epochs at a constant rate give the same bits as one rung of five, and every
-    depth sees the same mini-batches.
+    depth sees the same mini-batches. A rung is scored before its first step, at each end of an
+    epoch and at its own end, which may lie within one.
 
     Args:
         live: The part above the cut; maps wires to outputs (B, K).
@@ -82,33 +83,35 @@ def tune(
         et al., Fine-tuning can distort pretrained features and underperform out-of-distribution, 2022.
     """
     begun = time.perf_counter()
-    trainee = _Trainee(live, spec, head, listener)
+    trainee = _Trainee(live, spec, len(train), head, listener)
     best: _Best | None = None
     if start is not None:
         best = _take_over(trainee, start)
     elif warm is not None and head is not None:
         _lay_head(live, head, warm, scale=spec.recipe.head_scale)
+    trainee.begin_average()
     curve: list[EpochPoint] = []
     samples, failure = 0, None
     try:
-        for epoch in range(spec.first_epoch + (spec.parent is not None), spec.first_epoch + spec.epochs + 1):
+        for first, last in trainee.laps():
             since, loss, rate = time.perf_counter(), None, 0.0
-            if epoch > spec.first_epoch:
-                samples += _BACKWARD_TOO * len(train)
-                loss, rate = trainee.learn(train, train_labels, epoch)
+            if last > first:
+                loss, rate, seen = trainee.learn(train, train_labels, first, last)
+                samples += _BACKWARD_TOO * seen
             samples += len(valid)
-            losses, hits = trainee.check(valid, valid_labels, epoch)
-            point = EpochPoint(
-                epoch=epoch,
-                train_loss=loss,
-                valid_loss=_mean(losses),
-                valid_accuracy=_mean(hits),
-                learning_rate=rate,
-                seconds=time.perf_counter() - since,
-            )
-            curve.append(point)
-            if best is None or point.valid_loss < _mean(best.losses):
-                best = _Best(epoch, losses, hits, _cloned(live))
+            with trainee.averaged():
+                losses, hits = trainee.check(valid, valid_labels, last)
+                point = EpochPoint(
+                    epoch=last / trainee.steps,
+                    train_loss=loss,
+                    valid_loss=_mean(losses),
+                    valid_accuracy=_mean(hits),
+                    learning_rate=rate,
+                    seconds=time.perf_counter() - since,
+                )
+                curve.append(point)
+                if best is None or point.valid_loss < _mean(best.losses):
+                    best = _Best(point.epoch, losses, hits, _cloned(live))
         assert best is not None
         _save(trainee, best, save_to)
         _fill(live, best.weights, save_to)
@@ -138,9 +141,9 @@ class _Diverged(Exception):
 
 @dataclass(frozen=True)
 class _Best:
-    """The epoch with the lowest validation loss so far."""
+    """The moment with the lowest validation loss so far."""
 
-    epoch: int
+    epoch: float
     losses: torch.Tensor
     hits: torch.Tensor
     weights: dict[str, torch.Tensor]
@@ -149,37 +152,85 @@ class _Best:
 class _Trainee:
     """A live part with its optimizer, for one rung."""
 
-    def __init__(self, live: nn.Module, spec: TrialSpec, head: str | None, listener: Listener) -> None:
+    def __init__(self, live: nn.Module, spec: TrialSpec, samples: int, head: str | None, listener: Listener) -> None:
         self.live = live
         self.spec = spec
+        self.steps = len(_batches(samples, spec, 1))
+        self.first = round(spec.first_epoch * self.steps)
+        self.total = max(1, round(spec.epochs * self.steps)) if spec.epochs else 0
         self.listener = listener
         self.device = next(live.parameters()).device
         self.optimizer = optimizer_for(live, spec.recipe, head=head)
         self.peaks = [group["lr"] for group in self.optimizer.param_groups]
+        self.average: dict[str, torch.Tensor] = {}
 
-    def learn(self, rows: Rows, labels: torch.Tensor, epoch: int) -> tuple[float, float]:
-        """Train for one epoch; returns the mean loss in nats and the learning rate at its end."""
+    def laps(self) -> Iterator[tuple[int, int]]:
+        """Steps after which the rung is scored, as (from, to): the start of a chain, each end of an epoch, the end."""
+        if self.spec.parent is None:
+            yield self.first, self.first
+        begin, end = self.first, self.first + self.total
+        while begin < end:
+            lap = min((begin // self.steps + 1) * self.steps, end)
+            yield begin, lap
+            begin = lap
+
+    def learn(self, rows: Rows, labels: torch.Tensor, first: int, last: int) -> tuple[float, float, int]:
+        """Train from one step of the chain to another of the same epoch.
+
+        Returns:
+            The mean loss in nats, the learning rate at the end, and how many samples were seen.
+        """
+        epoch, total, seen = first // self.steps + 1, torch.zeros((), device=self.device), 0
         batches = _batches(len(rows), self.spec, epoch)
-        steps, total = len(batches), torch.zeros((), device=self.device)
-        before, view = (epoch - self.spec.first_epoch - 1) * steps, (epoch - 1) % rows.views
-        note = f"depth {self.spec.depth}, epoch {epoch} of {self.spec.first_epoch + self.spec.epochs}"
+        view = (epoch - 1) % rows.views
+        note = f"depth {self.spec.depth}, epoch {epoch} of {math.ceil((self.first + self.total) / self.steps)}"
         _train_mode(self.live, self.spec.recipe)
         factor = 0.0
-        with _no_denormals(), _own_randomness(_mixed(self.spec.seed, epoch), self.device):
-            for done, batch in enumerate(batches, start=1):
-                factor = _factor(self.spec, steps, before + done)
+        with _no_denormals(), _own_randomness(self.device):
+            for step in range(first + 1, last + 1):
+                batch = batches[(step - 1) % self.steps]
+                factor = _factor(self.spec, self.steps, step)
                 for group, peak in zip(self.optimizer.param_groups, self.peaks, strict=True):
                     group["lr"] = peak * factor
                 inputs = self._here(rows.read(batch.tolist(), view))
+                _seed(_mixed(self.spec.seed, step), self.device)
                 loss = _step(self.live, self.optimizer, inputs, labels[batch].to(self.device), self.spec.recipe)
+                self._follow(step)
                 total += loss * len(batch)
-                if done % CHECKED_EVERY == 0 or done == steps:
-                    seen = _finite(float(total), f"training loss in epoch {epoch}, by step {done} of {steps}")
-                    seen /= min(done * self.spec.recipe.batch_size, len(rows))
-                    self.listener(Event(phase="train", note=note, done=done, total=steps, unit="steps", value=seen))
-        return float(total) / len(rows), self.spec.recipe.learning_rate * factor
+                seen += len(batch)
+                done = (step - 1) % self.steps + 1
+                if done % CHECKED_EVERY == 0 or step == last:
+                    so_far = _finite(float(total), f"training loss in epoch {epoch}, by step {done} of {self.steps}")
+                    event = Event(phase="train", note=note, done=done, total=self.steps, unit="steps")
+                    self.listener(event.model_copy(update={"value": so_far / seen}))
+        return float(total) / seen, self.spec.recipe.learning_rate * factor, seen
 
-    def check(self, rows: Rows, labels: torch.Tensor, epoch: int) -> tuple[torch.Tensor, torch.Tensor]:
+    def begin_average(self) -> None:
+        """Start the running average from the weights as they are, unless a parent has handed one on."""
+        if self.spec.recipe.averaging and not self.average:
+            self.average = {name: weight.detach().clone() for name, weight in self.live.named_parameters()}
+
+    def _follow(self, step: int) -> None:
+        if self.average:
+            # In the first steps an average of long memory would still be the pretrained weights.
+            kept = min(self.spec.recipe.averaging, (1 + step) / (10 + step))
+            weights = [weight.detach() for weight in self.live.parameters()]
+            torch._foreach_lerp_(list(self.average.values()), weights, 1 - kept)
+
+    @contextmanager
+    def averaged(self) -> Iterator[None]:
+        """Inside, the live part has the averaged weights, if there are any."""
+        weights = [weight.detach() for weight in self.live.parameters()] if self.average else []
+        own = [weight.clone() for weight in weights]
+        if self.average:
+            torch._foreach_copy_(weights, list(self.average.values()))
+        try:
+            yield
+        finally:
+            if self.average:
+                torch._foreach_copy_(weights, own)
+
+    def check(self, rows: Rows, labels: torch.Tensor, step: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Loss in nats, after the temperature that suits the rows best, and hit of each row, in eval mode.
 
         Without the temperature a network that goes on learning looks worse from the epoch on at which
@@ -192,7 +243,7 @@ class _Trainee:
                 inputs = self._here(rows.read(range(first, min(first + size, len(rows)))))
                 batches.append(self.live(*inputs).float().cpu())
         outputs = torch.cat(batches)
-        _finite(float(F.cross_entropy(outputs, labels)), f"validation loss after epoch {epoch}")
+        _finite(float(F.cross_entropy(outputs, labels)), f"validation loss after epoch {step / self.steps:.3g}")
         losses = F.cross_entropy(outputs * best_temperature(outputs, labels), labels, reduction="none")
         return losses, outputs.argmax(dim=1) == labels
 
@@ -263,7 +314,7 @@ def train_step(
     device = next(live.parameters()).device
 
     def step() -> None:
-        with _no_denormals(), _own_randomness(0, device):
+        with _no_denormals(), _own_randomness(device):
             # Live parts may write into what they are given.
             _step(live, optimizer, tuple(tensor.clone() for tensor in inputs), labels, recipe)
 
@@ -319,15 +370,18 @@ def _batches(samples: int, spec: TrialSpec, epoch: int) -> list[torch.Tensor]:
     return batches
 
 
-def _factor(spec: TrialSpec, steps: int, done: int) -> float:
-    """Share of the peak rate at a step, counted from 1 within the rung."""
-    total = spec.epochs * steps
-    rise = min(round(spec.recipe.warmup * steps), total) if spec.parent is None else 0
-    if done <= rise:
-        return done / rise
+def _factor(spec: TrialSpec, steps: int, step: int) -> float:
+    """Share of the peak rate at a step of the chain, counted from 1; an epoch has so many steps."""
+    first, total = round(spec.first_epoch * steps), max(1, round(spec.epochs * steps))
+    rise = round(spec.recipe.warmup * steps)
+    if spec.parent is None and spec.recipe.schedule == "cosine":
+        rise = min(rise, total)
+    if step <= rise:
+        return step / rise
     if spec.recipe.schedule == "constant":
         return 1.0
-    return 0.5 * (1.0 + math.cos(math.pi * (done - rise - 1) / max(1, total - rise)))
+    begin = max(first, rise)
+    return 0.5 * (1.0 + math.cos(math.pi * (step - begin - 1) / max(1, first + total - begin)))
 
 
 def _train_mode(live: nn.Module, recipe: Recipe) -> None:
@@ -342,19 +396,23 @@ def _train_mode(live: nn.Module, recipe: Recipe) -> None:
                 module.training = False
 
 
-def _mixed(seed: int, epoch: int) -> int:
-    return (seed * 1_000_003 + epoch) % 2**63
+def _mixed(seed: int, number: int) -> int:
+    return (seed * 1_000_003 + number) % 2**63
 
 
 @contextmanager
-def _own_randomness(seed: int, device: torch.device) -> Iterator[None]:
-    """Dropout draws from this seed inside, and the caller's state is put back."""
+def _own_randomness(device: torch.device) -> Iterator[None]:
+    """What is drawn and seeded inside leaves the caller's random state as it was."""
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        torch.default_generator.manual_seed(seed)
-        if device.type == "cuda":
-            with torch.cuda.device(device):
-                torch.cuda.manual_seed(seed)
         yield
+
+
+def _seed(seed: int, device: torch.device) -> None:
+    """Let dropout draw from this seed."""
+    torch.default_generator.manual_seed(seed)
+    if device.type == "cuda":
+        with torch.cuda.device(device):
+            torch.cuda.manual_seed(seed)
 
 
 @contextmanager
@@ -396,12 +454,13 @@ def _lay_head(live: nn.Module, head: str, warm: Path, *, scale: float) -> None:
 def _save(trainee: _Trainee, best: _Best, file: Path) -> None:
     names: dict[torch.Tensor, str] = {parameter: name for name, parameter in trainee.live.named_parameters()}
     tensors = {
-        "valid/epoch": torch.tensor(best.epoch),
+        "valid/epoch": torch.tensor(best.epoch, dtype=torch.float64),
         "valid/losses": best.losses,
         "valid/hits": best.hits,
     }
     tensors |= {f"best/{name}": tensor for name, tensor in best.weights.items()}
     tensors |= {f"last/{name}": tensor for name, tensor in trainee.live.state_dict().items()}
+    tensors |= {f"average/{name}": tensor for name, tensor in trainee.average.items()}
     for parameter, state in trainee.optimizer.state.items():
         tensors |= {f"optimizer/{kind}/{names[parameter]}": tensor for kind, tensor in state.items()}
     # Tied weights are one storage under two names, which safetensors refuses; a clone each is right on reading, too.
@@ -412,6 +471,11 @@ def _take_over(trainee: _Trainee, start: Path) -> _Best:
     """Load a parent's last weights and optimizer, and its best epoch as the one to beat."""
     tensors = load_file(start)
     _fill(trainee.live, _under("last", tensors), start)
+    if trainee.spec.recipe.averaging:
+        trainee.average = {
+            name: torch.empty_like(weight).copy_(tensors[f"average/{name}"])
+            for name, weight in trainee.live.named_parameters()
+        }
     for name, parameter in trainee.live.named_parameters():
         state = {
             kind: tensors[key]
@@ -425,7 +489,7 @@ def _take_over(trainee: _Trainee, start: Path) -> _Best:
                 for kind, tensor in state.items()
             }
     return _Best(
-        epoch=int(tensors["valid/epoch"]),
+        epoch=float(tensors["valid/epoch"]),
         losses=tensors["valid/losses"],
         hits=tensors["valid/hits"],
         weights=_under("best", tensors),

@@ -1,5 +1,6 @@
 """What every tracer, executor and strategy has to keep; a plugin inherits the suite."""
 
+import math
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -178,6 +179,7 @@ def _fake_trial(spec: TrialSpec, best: int) -> Trial:
     epochs = spec.first_epoch + spec.epochs
     level = 0.2 + 0.08 * abs(spec.depth - best) + 0.5 * 0.6**epochs
     losses = (level + 0.1 * torch.randn(80, generator=generator)).abs().tolist()
+    looks = (*range(math.floor(spec.first_epoch) + 1, math.ceil(epochs)), epochs)
     points = tuple(
         EpochPoint(
             epoch=epoch,
@@ -187,7 +189,7 @@ def _fake_trial(spec: TrialSpec, best: int) -> Trial:
             learning_rate=1e-3,
             seconds=1.0,
         )
-        for epoch in range(spec.first_epoch + 1, epochs + 1)
+        for epoch in looks
     )
     return Trial(
         spec=spec,
