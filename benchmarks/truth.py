@@ -5,7 +5,7 @@
 Nine open depths, spread evenly over the operations, are trained for as many epochs as a full
 fine-tune has: with batch norm's own statistics, three learning rates and seed 1; then each depth's
 best rate (by validation loss) again with statistics that are learnt, and again with seed 2. Beside
-them each depth has a short training of the length of a race's arm, at each rate and with seed 1.
+them each depth is an arm of a race, at each rate and with seed 1, as the search would train it, scored at a few marks.
 Every row keeps its validation losses and its test hits by sample, so that rules of choice can be
 tried without training anything again. What is frozen is computed once a depth and kept under FOLDER.
 Started again, the command goes on where it stopped. `--jobs` trainings run at once, with one
@@ -13,6 +13,7 @@ thread each where there are as many as cores.
 """
 
 import argparse
+import base64
 import datetime
 import json
 import multiprocessing
@@ -24,6 +25,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from tasks import IMAGE_SIZE, SPLIT_SEED, TASKS, load
 
@@ -33,12 +35,14 @@ from frostline.copies import copy_of
 from frostline.probing import Pooled
 from frostline.records import CutGraph, Recipe, Trial, TrialSpec
 from frostline.scoring import outputs_of
-from frostline.search import LEARNING_RATES, head_scale, race_epochs, usual_epochs
+from frostline.search import AVERAGING, LEARNING_RATES, RISE_STEPS, head_scale, usual_epochs
 from frostline.tuning import tune
 
 DEPTHS = 9
 BATCH = 32
 SEEDS = (1, 2)
+MARKS = (10, 20, 40, 80)
+"""Steps after which an arm is scored."""
 
 
 class Bench:
@@ -52,7 +56,6 @@ class Bench:
         self.parts = {"train": self.task.train, "valid": self.task.valid, "test": self.task.test}
         steps = -(-len(self.task.train) // BATCH)
         self.epochs = usual_epochs(steps)
-        self.race_epochs = race_epochs(steps, self.epochs)
 
     def warm_head(self) -> Path:
         """The file of the warm head, made once."""
@@ -75,10 +78,42 @@ class Bench:
         }
 
     def trained(self, spec: TrialSpec) -> dict[str, Any]:
-        """Train, and score the test part with the weights of the best epoch."""
+        """Train in full, and score the test part with the weights of the best epoch."""
+        rows, live, trial = self.tuned(spec)
+        self.state_of(spec.key).unlink(missing_ok=True)
+        hits = None
+        if not trial.failure:
+            hits = outputs_of(live, rows["test"], batch_size=BATCH).argmax(1) == self.task.test.labels
+        return row_of(spec, trial) | {
+            "curve": [(round(point.valid_loss, 4), round(point.valid_accuracy, 4)) for point in trial.curve],
+            "test_hits": None if hits is None else bits(hits.tolist()),
+            "test_accuracy": None if hits is None else float(hits.float().mean()),
+        }
+
+    def raced(self, spec: TrialSpec) -> dict[str, Any]:
+        """Train an arm, and score it at every mark."""
+        steps = -(-len(self.task.train) // BATCH)
+        looks, seconds, parent, first = {}, 0.0, None, 0
+        for mark in MARKS:
+            lap = spec.model_copy(
+                update={"parent": parent, "first_epoch": first / steps, "epochs": (mark - first) / steps}
+            )
+            _, _, trial = self.tuned(lap)
+            looks[mark] = row_of(lap, trial)
+            seconds += looks[mark]["seconds"]
+            if parent:
+                self.state_of(parent).unlink(missing_ok=True)
+            if trial.failure:
+                break
+            parent, first = lap.key, mark
+        self.state_of(lap.key).unlink(missing_ok=True)
+        kept = ("valid_losses", "valid_hits", "failure")
+        marks = {mark: {name: row[name] for name in kept} for mark, row in looks.items()}
+        return row_of(spec, trial) | {"epochs": first / steps, "seconds": seconds, "marks": marks}
+
+    def tuned(self, spec: TrialSpec) -> tuple[dict[str, Any], torch.nn.Module, Trial]:
         rows = self.store(spec.depth)
         live = fl.split(self.base, self.graph, spec.depth).live
-        began = time.perf_counter()
         trial = tune(
             live,
             rows["train"],
@@ -88,18 +123,16 @@ class Bench:
             spec=spec,
             head=self.graph.head,
             warm=self.warm_head(),
-            save_to=self.work / "weights" / f"{spec.key}.safetensors",
+            start=self.state_of(spec.parent) if spec.parent else None,
+            save_to=self.state_of(spec.key),
         )
-        (self.work / "weights" / f"{spec.key}.safetensors").unlink(missing_ok=True)
-        seconds = time.perf_counter() - began
-        hits = None
-        if not trial.failure:
-            labels = self.task.test.labels
-            hits = outputs_of(live, rows["test"], batch_size=BATCH).argmax(1) == labels
-        return row_of(spec, trial, hits) | {"seconds": round(seconds, 2)}
+        return rows, live, trial
+
+    def state_of(self, key: str) -> Path:
+        return self.work / "weights" / f"{key}.safetensors"
 
 
-def row_of(spec: TrialSpec, trial: Trial, hits: torch.Tensor | None) -> dict[str, Any]:
+def row_of(spec: TrialSpec, trial: Trial) -> dict[str, Any]:
     return {
         "key": spec.key,
         "depth": spec.depth,
@@ -108,14 +141,18 @@ def row_of(spec: TrialSpec, trial: Trial, hits: torch.Tensor | None) -> dict[str
         "seed": spec.seed,
         "epochs": spec.epochs,
         "best_epoch": trial.best_epoch,
-        "curve": [(round(point.valid_loss, 4), round(point.valid_accuracy, 4)) for point in trial.curve],
-        "valid_losses": [round(loss, 4) for loss in trial.losses],
+        "valid_losses": halves(trial.losses),
+        "valid_loss": trial.loss,
         "valid_hits": bits(trial.hits),
         "valid_accuracy": trial.accuracy,
-        "test_hits": None if hits is None else bits(hits.tolist()),
-        "test_accuracy": None if hits is None else float(hits.float().mean()),
+        "seconds": round(trial.seconds, 2),
         "failure": trial.failure,
     }
+
+
+def halves(losses: Iterable[float]) -> str:
+    """One number a sample, as float16 in base64."""
+    return base64.b64encode(np.array(tuple(losses), dtype="<f2").tobytes()).decode()
 
 
 def bits(hits: Iterable[bool]) -> str:
@@ -137,43 +174,44 @@ def spread(graph: CutGraph, count: int = DEPTHS) -> list[int]:
 
 
 def specs_of(depths: Iterable[int], bench: Bench) -> Iterator[TrialSpec]:
-    """All rates at all depths, in full and as short as an arm of the race; head only has one rate."""
+    """All rates at all depths, in full and as an arm of a race; head only has one rate."""
     for depth in depths:
-        rates = LEARNING_RATES[:1] if depth == bench.graph.max_depth else LEARNING_RATES
-        for rate in rates:
-            yield spec(bench, depth, rate, epochs=bench.epochs)
-            yield spec(bench, depth, rate, epochs=bench.race_epochs)
+        for rate in LEARNING_RATES[:1] if depth == bench.graph.max_depth else LEARNING_RATES:
+            yield spec_of(bench, depth, rate)
+            yield arm_of(bench, depth, rate)
 
 
 def again(rows: Iterable[dict[str, Any]], bench: Bench) -> Iterator[TrialSpec]:
     """Each depth's best rate once more: with learnt statistics, and with another seed."""
     best: dict[int, dict[str, Any]] = {}
     for row in rows:
-        if row["epochs"] == bench.epochs and row["norm_mode"] == "eval" and row["seed"] == SEEDS[0]:
+        if "marks" not in row and row["norm_mode"] == "eval" and row["seed"] == SEEDS[0]:
             held = best.get(row["depth"])
-            if not row["failure"] and (held is None or valid_loss(row) < valid_loss(held)):
+            if not row["failure"] and (held is None or row["valid_loss"] < held["valid_loss"]):
                 best[row["depth"]] = row
     for depth, row in best.items():
-        yield spec(bench, depth, row["learning_rate"], epochs=bench.epochs, seed=SEEDS[1])
+        yield spec_of(bench, depth, row["learning_rate"], seed=SEEDS[1])
         if depth != bench.graph.max_depth:
-            yield spec(bench, depth, row["learning_rate"], epochs=bench.epochs, norm_mode="train")
+            yield spec_of(bench, depth, row["learning_rate"], norm_mode="train")
 
 
-def valid_loss(row: dict[str, Any]) -> float:
-    return sum(row["valid_losses"]) / len(row["valid_losses"])
-
-
-def spec(
-    bench: Bench, depth: int, rate: float, *, epochs: int, seed: int = SEEDS[0], norm_mode: str = "eval"
-) -> TrialSpec:
+def spec_of(bench: Bench, depth: int, rate: float, *, seed: int = SEEDS[0], norm_mode: str = "eval") -> TrialSpec:
+    """A training in full."""
     recipe = Recipe(
         learning_rate=rate,
         head_scale=head_scale(depth, bench.graph.max_depth),
         batch_size=BATCH,
         norm_mode=norm_mode,
-        warmup=epochs / bench.epochs if epochs < bench.epochs else 1.0,
     )
-    return TrialSpec(depth=depth, recipe=recipe, seed=seed, epochs=epochs)
+    return TrialSpec(depth=depth, recipe=recipe, seed=seed, epochs=bench.epochs)
+
+
+def arm_of(bench: Bench, depth: int, rate: float) -> TrialSpec:
+    """An arm of a race, as the search trains it."""
+    full = spec_of(bench, depth, rate)
+    steps = -(-len(bench.task.train) // BATCH)
+    arm = {"schedule": "constant", "averaging": AVERAGING, "warmup": min(1.0, RISE_STEPS / steps)}
+    return full.model_copy(update={"recipe": full.recipe.model_copy(update=arm), "epochs": MARKS[-1] / steps})
 
 
 # --- several trainings at once ----------------------------------------------------------------
@@ -186,7 +224,8 @@ def opened(name: str, work: Path, threads: int) -> Bench:
 
 
 def work_on(name: str, work: Path, threads: int, wanted: TrialSpec) -> dict[str, Any]:
-    return opened(name, work, threads).trained(wanted)
+    bench = opened(name, work, threads)
+    return bench.raced(wanted) if wanted.recipe.schedule == "constant" else bench.trained(wanted)
 
 
 def run(name: str, work: Path, specs: Iterable[TrialSpec], file: Path, jobs: int) -> None:
@@ -213,10 +252,12 @@ def rows_in(file: Path) -> list[dict[str, Any]]:
 
 
 def line_of(row: dict[str, Any]) -> str:
-    score = row["failure"] or f"valid {row['valid_accuracy']:.3f}, test {row['test_accuracy']:.3f}"
+    score = row["failure"] or f"valid {row['valid_accuracy']:.3f}, loss {row['valid_loss']:.4f}"
+    if row.get("test_accuracy") is not None:
+        score += f", test {row['test_accuracy']:.3f}"
     return (
         f"depth {row['depth']}, rate {row['learning_rate']:g}, {row['norm_mode']}, seed {row['seed']}, "
-        f"{row['epochs']} epochs: {score}, {row['seconds']:.0f} s"
+        f"{row['epochs']:.2g} epochs: {score}, {row['seconds']:.0f} s"
     )
 
 
@@ -248,7 +289,7 @@ def main() -> None:
         "split_seed": SPLIT_SEED,
         "samples": {part: len(samples) for part, samples in bench.parts.items()},
         "epochs": bench.epochs,
-        "race_epochs": bench.race_epochs,
+        "marks": MARKS,
         "depths": depths,
         "max_depth": bench.graph.max_depth,
         "frozen_shares": [round(bench.graph.frozen_share(depth), 4) for depth in depths],

@@ -90,4 +90,9 @@ def carried_out(graph, meant, outcome):
 
 
 def by_depth(losses):
-    return lambda spec: trial_of(spec, losses[spec.depth] * (0.8 if spec.parent else 1.0))
+    return lambda spec: trial_of(spec, losses[spec.depth] * (0.8 if spec.recipe.schedule == "cosine" else 1.0))
+
+
+def finishes(trials):
+    """The trials whose rate was brought down to zero."""
+    return [trial for trial in trials if trial.spec.recipe.schedule == "cosine"]

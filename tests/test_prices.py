@@ -2,7 +2,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from frostline.prices import OVERHEAD, Prices, Race, affordable_epochs, most_cost
+from frostline.prices import OVERHEAD, Prices, Race, affordable_epochs, most_cost, race_cost
 from frostline.records import Budget, Cut, CutGraph, EngineReport, Rates, Recipe, Stage
 
 
@@ -23,8 +23,12 @@ def prices_of(flops=(60, 30, 10), *, seconds=(0.5, 0.4, 0.1), views=1, train=320
     return Prices(graph, rates, Recipe(), epochs=10, train_samples=train, valid_samples=96, test_samples=0, views=views)
 
 
+def race_of(*depths):
+    return Race(depths, rates=(1e-3,), epochs=1, rate_epochs=0.25)
+
+
 def test_a_full_fine_tune_costs_one_and_its_scoring_on_top():
-    budget = prices_of().budget((0,), 1, limit=1.0)
+    budget = prices_of().budget(race_of(0), limit=1.0)
 
     assert budget.cost(0, 10) == pytest.approx(1.0 + 96 / (3 * 320))
 
@@ -32,11 +36,11 @@ def test_a_full_fine_tune_costs_one_and_its_scoring_on_top():
 def test_decisions_do_not_depend_on_the_clock():
     slow, fast = (prices_of(seconds=seconds) for seconds in ((0.9, 0.05, 0.05), (0.1, 0.1, 0.8)))
 
-    assert slow.budget((1, 2), 1, limit=1.0) == fast.budget((1, 2), 1, limit=1.0)
+    assert slow.budget(race_of(1, 2), limit=1.0) == fast.budget(race_of(1, 2), limit=1.0)
 
 
 def test_the_reserve_counts_one_pass_for_the_votes_and_one_for_each_store():
-    none, one, both = (prices_of().budget(depths, 1, limit=1.0).reserve for depths in ((0,), (1,), (1, 2)))
+    none, one, both = (prices_of().budget(race_of(*depths), limit=1.0).reserve for depths in ((0,), (1,), (1, 2)))
 
     assert none > OVERHEAD + 1 / 30
     assert one - none == pytest.approx(0.6 * (320 + 96) / (3 * 320 * 10))
@@ -59,21 +63,54 @@ def test_a_forecast_counts_the_live_parameters_and_both_costs():
     assert forecast.full_finetunes == pytest.approx((forecast.store_seconds + forecast.train_seconds) / 50.0)
 
 
-@settings(max_examples=25, deadline=None)
-@given(st.floats(0, 2), st.integers(0, 2), st.integers(1, 9))
-def test_affordable_epochs_are_paid_for_and_one_more_would_not_be(left, depth, race_epochs):
-    budget = Budget(limit=1, reserve=0, epochs=10, race_epochs=race_epochs, live_shares=(1.0, 0.4, 0.1), scoring=0.1)
+BUDGET = Budget(limit=1, reserve=0.1, epochs=10, race_epochs=1, live_shares=(1.0, 0.6, 0.3, 0.01), scoring=0.1)
 
-    epochs = affordable_epochs(left, depth, budget)
-
-    assert budget.cost(depth, epochs) <= left + 1e-6
-    assert epochs == 10 - race_epochs or budget.cost(depth, epochs + 1) > left
+laps = st.lists(st.floats(0.05, 3.0), min_size=1, max_size=5)
 
 
-def test_a_race_costs_its_arms_its_rates_and_its_dearest_finish():
-    budget = Budget(limit=1, reserve=0.1, epochs=10, race_epochs=1, live_shares=(1.0, 0.6, 0.3, 0.01))
+@settings(max_examples=50, deadline=None)
+@given(st.floats(0, 2), st.integers(0, 3), st.floats(0, 9))
+def test_affordable_epochs_are_paid_for_and_half_an_epoch_more_would_not_be(left, depth, first):
+    epochs = affordable_epochs(left, depth, BUDGET, first)
 
-    cost = most_cost(budget, Race(depths=(1, 2, 3), rates=(1e-3, 3e-4), epochs=1), finish=5)
+    assert BUDGET.cost(depth, epochs, first) <= left + 1e-6
+    assert first + epochs > 9.49 or BUDGET.cost(depth, epochs + 1.0, first) > left
 
-    arms, rates, head_only, finish = 0.06 + 0.03 + 0.001, 0.03, 0.01, 0.3
-    assert cost == pytest.approx(0.1 + arms + rates + head_only + finish)
+
+@settings(max_examples=50, deadline=None)
+@given(laps)
+def test_a_training_in_pieces_costs_what_it_costs_whole_and_one_more_score_for_each_end_within_an_epoch(pieces):
+    firsts = [sum(pieces[:place]) for place in range(len(pieces))]
+
+    apart = sum(BUDGET.cost(0, epochs, first) for epochs, first in zip(pieces, firsts, strict=True))
+
+    whole = BUDGET.cost(0, sum(pieces))
+    assert whole - 1e-9 <= apart <= whole + 0.01 * (len(pieces) - 1) + 1e-9
+
+
+def test_an_end_within_an_epoch_is_scored_too():
+    assert BUDGET.cost(0, 0.25) == pytest.approx((0.25 + 0.1) / 10)
+    assert BUDGET.cost(0, 0.75, 0.25) == pytest.approx((0.75 + 0.1) / 10)
+
+
+def test_a_race_costs_its_rates_its_arms_and_another_lap_of_the_two_dearest():
+    race = Race(depths=(1, 2, 3), rates=(1e-3, 3e-4), epochs=1, rate_epochs=0.25)
+
+    cost = race_cost(BUDGET, race)
+
+    rates, arms = 2 * 0.3 * 0.035, 0.6 * 0.11 + 0.3 * 0.085 + 0.01 * 0.11
+    assert cost == pytest.approx(0.1 + rates + arms + (0.6 + 0.3) * 0.11)
+
+
+def test_a_winner_goes_on_and_head_only_beside_it():
+    race = Race(depths=(1, 2, 3), rates=(1e-3, 3e-4), epochs=1, rate_epochs=0.25)
+
+    cost = most_cost(BUDGET, race, finish=5)
+
+    assert cost == pytest.approx(race_cost(BUDGET, race) + 0.01 * 9 * 0.11 + 0.6 * 3 * 0.11)
+
+
+def test_a_single_depth_pays_for_its_rates_and_for_the_rest_of_the_best():
+    race = Race(depths=(1,), rates=(1e-3, 3e-4), epochs=1, rate_epochs=0.25)
+
+    assert most_cost(BUDGET, race, finish=10) == pytest.approx(0.1 + 0.6 * (2 * 0.035 + 0.975 + 0.1))

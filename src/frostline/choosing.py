@@ -100,9 +100,13 @@ def _furthest(trials: Iterable[Trial]) -> list[Trial]:
 
 
 def _finished(arms: Sequence[Trial], trials: Iterable[Trial]) -> Sequence[Trial]:
-    """Those that were meant to go no further; an arm that left the race early is no candidate."""
-    continued = {trial.spec.parent for trial in trials}
-    return [trial for trial in arms if trial.spec.parent or trial.spec.key in continued] or arms
+    """Those whose rate was brought down to zero, or was to be; an arm that left the race early is no candidate."""
+    continued = {trial.spec.parent for trial in trials if _is_finish(trial)}
+    return [trial for trial in arms if _is_finish(trial) or trial.spec.key in continued] or arms
+
+
+def _is_finish(trial: Trial) -> bool:
+    return trial.spec.recipe.schedule == "cosine"
 
 
 def _peer(picked: Trial, rival: Trial, trials: Iterable[Trial]) -> Trial:
@@ -110,10 +114,14 @@ def _peer(picked: Trial, rival: Trial, trials: Iterable[Trial]) -> Trial:
     same = [
         trial
         for trial in trials
-        if trial.spec.depth == picked.spec.depth and trial.epochs == rival.epochs and not trial.failure
+        if trial.spec.depth == picked.spec.depth and _are_equal(trial.epochs, rival.epochs) and not trial.failure
     ]
-    shorter = rival.epochs < picked.epochs and not rival.spec.parent
+    shorter = rival.epochs < picked.epochs and not _is_finish(rival)
     return min(same, key=lambda trial: (trial.loss, trial.spec.key)) if shorter and same else picked
+
+
+def _are_equal(ones: float, others: float) -> bool:
+    return round(ones, 6) == round(others, 6)
 
 
 def _rival(graph: CutGraph, duel: _Duel) -> Rival:
@@ -138,7 +146,7 @@ def _verdict(duel: _Duel) -> str:
     trial, peer = duel
     points, error = (100 * figure for figure in paired(peer.hits, trial.hits))
     own, against = trial.epochs, peer.epochs
-    after = f"after {_epochs(own)} " + ("each, " if own == against else f"against {against}, ")
+    after = f"after {_epochs(own)} " + ("each, " if _are_equal(own, against) else f"against {against:.2g}, ")
     if abs(points) <= error:
         if trial.spec.depth < peer.spec.depth:
             return f"{after}as accurate, but it trains more"
@@ -168,9 +176,9 @@ def _reason(graph: CutGraph, picked: Trial, duels: Sequence[_Duel]) -> str:
 
 
 def _outcome(duels: Sequence[_Duel]) -> str:
-    early = [duel.rival.epochs for duel in duels if duel.rival.spec.parent is None and duel.peer.spec.parent is None]
+    early = [duel.rival.epochs for duel in duels if not _is_finish(duel.rival) and not _is_finish(duel.peer)]
     judged = (
-        f" ({'judged' if len(early) == len(duels) else 'in part judged'} after {_epochs(early[0])})" if early else ""
+        f" ({'judged' if len(early) == len(duels) else 'in part judged'} after {_epochs(min(early))})" if early else ""
     )
     differences = [paired(duel.peer.hits, duel.rival.hits) for duel in duels]
     if all(abs(difference) <= error for difference, error in differences):

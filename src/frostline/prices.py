@@ -20,14 +20,25 @@ CHEAP = 0.05
 class Race(NamedTuple):
     """What is compared by short trainings: depths from the shallowest, rates in the order of trial.
 
+    Args:
+        depths: Cuts, each an arm.
+        rates: Learning rates, tried at the middle depth.
+        epochs: Of one lap.
+        rate_epochs: For which each rate is tried.
+
     Example:
-        >>> Race(depths=(3, 7, 18), rates=(1e-3, 3e-4), epochs=2).depths
+        >>> Race(depths=(3, 7, 18), rates=(1e-3, 3e-4), epochs=1, rate_epochs=0.25).depths
         (3, 7, 18)
     """
 
     depths: tuple[int, ...]
     rates: tuple[float, ...]
-    epochs: int
+    epochs: float
+    rate_epochs: float
+
+
+LAPS = 2
+"""Laps of the race: one for all arms, and one more for the two ahead where they cannot be told apart."""
 
 
 def middle_of(depths: Sequence[int]) -> int:
@@ -47,49 +58,88 @@ def middle_of(depths: Sequence[int]) -> int:
     return inner[len(inner) // 2]
 
 
-def most_cost(budget: Budget, race: Race, finish: int) -> float:
-    """The most that a race and a finish of that many epochs cost, whoever wins.
+def race_cost(budget: Budget, race: Race) -> float:
+    """The most that a race costs, whoever is ahead, and the reserve.
 
     Args:
         budget: The prices.
         race: What is compared.
-        finish: Epochs for which the winner goes on.
+
+    Returns:
+        Cost in full fine-tunes.
+
+    Example:
+        >>> budget = Budget(limit=1.0, reserve=0.1, epochs=10, race_epochs=1, live_shares=(1.0, 0.5, 0.0))
+        >>> round(race_cost(budget, Race((1, 2), (1e-3, 3e-4), epochs=1, rate_epochs=0.5)), 3)
+        0.175
+    """
+    middle = middle_of(race.depths)
+    spent, begun = budget.reserve, 0.0
+    if len(race.rates) > 1:
+        begun = race.rate_epochs
+        spent += len(race.rates) * budget.cost(middle, begun)
+    if len(race.depths) == 1:
+        return spent
+    for depth in race.depths:
+        first = begun if depth == middle else 0.0
+        spent += budget.cost(depth, race.epochs - first, first)
+    dear = sorted((budget.live_shares[depth], depth) for depth in race.depths if budget.live_shares[depth] > CHEAP)
+    ahead = dear[-2:] if len(dear) > 1 else []
+    return spent + sum(budget.cost(depth, race.epochs, race.epochs) for _, depth in ahead)
+
+
+def most_cost(budget: Budget, race: Race, finish: float) -> float:
+    """The most that a race costs of which the winner goes on until so many epochs are trained.
+
+    Args:
+        budget: The prices.
+        race: What is compared.
+        finish: Epochs of the winner, those of the race included.
 
     Returns:
         Cost in full fine-tunes, the reserve included.
 
     Example:
         >>> budget = Budget(limit=1.0, reserve=0.1, epochs=10, race_epochs=1, live_shares=(1.0, 0.5, 0.0))
-        >>> round(most_cost(budget, Race((1, 2), (1e-3, 3e-4), 1), 4), 3)
-        0.4
+        >>> round(most_cost(budget, Race((1, 2), (1e-3, 3e-4), epochs=1, rate_epochs=0.5), 5), 3)
+        0.375
     """
-    cheap = [d for d in race.depths if budget.live_shares[d] <= CHEAP]
-    dear = [d for d in race.depths if budget.live_shares[d] > CHEAP]
-    arms = [*race.depths, *[middle_of(race.depths)] * (len(race.rates) - 1)]
-    spent = budget.reserve + sum(budget.cost(d, race.epochs) for d in arms)
-    spent += sum(budget.cost(d, budget.epochs) for d in cheap)
-    return spent + max((budget.cost(d, finish) for d in dear), default=0.0)
+    if len(race.depths) == 1:
+        first = race.rate_epochs if len(race.rates) > 1 else 0.0
+        return race_cost(budget, race) + budget.cost(race.depths[0], finish - first, first)
+    cheap = [depth for depth in race.depths if budget.live_shares[depth] <= CHEAP]
+    dear = [depth for depth in race.depths if budget.live_shares[depth] > CHEAP]
+    spent = sum(budget.cost(depth, budget.epochs - race.epochs, race.epochs) for depth in cheap)
+    raced = min(finish, race.epochs * (LAPS if len(dear) > 1 else 1))
+    spent += max((budget.cost(depth, finish - raced, raced) for depth in dear), default=0.0)
+    return race_cost(budget, race) + spent
 
 
-def affordable_epochs(left: float, depth: int, budget: Budget) -> int:
-    """Epochs that what is left pays for at this depth after the race, at most those planned.
+def affordable_epochs(left: float, depth: int, budget: Budget, first: float) -> float:
+    """Epochs that what is left pays for at this depth after the first ones, at most to the end of those planned.
 
     Args:
         left: What may still be spent, in full fine-tunes.
         depth: Number of frozen stages.
         budget: The prices.
+        first: Epochs trained already.
 
     Returns:
-        A number from 0.
+        A number from 0; the training ends at a twentieth of a full fine-tune, or at the end of an epoch.
 
     Example:
-        >>> budget = Budget(limit=1.0, reserve=0.1, epochs=10, race_epochs=1, live_shares=(1.0, 0.5, 0.0))
-        >>> affordable_epochs(0.3, 1, budget), affordable_epochs(0.3, 2, budget)
-        (6, 9)
+        >>> budget = Budget(limit=1.0, reserve=0.1, epochs=20, race_epochs=1, live_shares=(1.0, 0.5, 0.0))
+        >>> affordable_epochs(0.3, 1, budget, 1.0), affordable_epochs(0.3, 2, budget, 1.0)
+        (12.0, 19.0)
     """
-    most = budget.epochs - budget.race_epochs
-    price = budget.cost(depth, 1)
-    return most if price * most <= left else max(0, math.floor(left / price + 1e-9))
+    parts = -(-_PARTS // budget.epochs)
+    for end in range(budget.epochs * parts, math.ceil(first * parts), -1):
+        if budget.cost(depth, end / parts - first, first) <= left + 1e-9:
+            return end / parts - first
+    return 0.0
+
+
+_PARTS = 20
 
 
 class Prices:
@@ -156,16 +206,17 @@ class Prices:
         self.steps = -(-train_samples // recipe.batch_size)
         self.full_seconds = rates.step_seconds * self.steps * epochs
 
-    def budget(self, depths: Sequence[int], race_epochs: int, *, limit: float) -> Budget:
+    def budget(self, race: Race, *, limit: float) -> Budget:
         """The limit, and what passes, scoring and epochs cost, all counted in operations."""
         live = tuple(1.0 - self.graph.frozen_share(d) for d in range(self.graph.max_depth + 1))
-        counted = self.train_samples + sum((1 - live[d]) * self.rows for d in depths)
+        counted = self.train_samples + sum((1 - live[d]) * self.rows for d in race.depths)
         counted += 2 * self.test_samples + TIMED_STEPS * 3 * self.recipe.batch_size
         return Budget(
             limit=limit,
             reserve=counted / (3 * self.train_samples * self.epochs) + OVERHEAD,
             epochs=self.epochs,
-            race_epochs=race_epochs,
+            race_epochs=race.epochs,
+            rate_epochs=race.rate_epochs,
             live_shares=live,
             scoring=self.valid_samples / (3 * self.train_samples),
         )
@@ -201,8 +252,14 @@ class Prices:
 
     def search_seconds(self, race: Race, budget: Budget) -> float:
         """Predicted seconds of the stores, the race and the dearest finish that the budget allows."""
-        arms = [*race.depths, *[middle_of(race.depths)] * (len(race.rates) - 1)]
-        raced = sum(self.epoch_seconds(d) for d in arms) * race.epochs
-        left = budget.limit - most_cost(budget, race, 0)
-        finishes = [self.epoch_seconds(d) * affordable_epochs(left, d, budget) for d in race.depths]
-        return sum(self.store_seconds(d) for d in race.depths) + raced + max(finishes)
+        spent = race_cost(budget, race)
+        laps = dict.fromkeys(race.depths, race.epochs) if len(race.depths) > 1 else {}
+        seconds = sum(self.epoch_seconds(depth) * epochs for depth, epochs in laps.items())
+        seconds += self.epoch_seconds(middle_of(race.depths)) * race.rate_epochs * (len(race.rates) - 1)
+        seconds += 2 * self.epoch_seconds(race.depths[0]) * race.epochs if len(race.depths) > 2 else 0.0
+        first = race.epochs * LAPS if laps else 0.0
+        finishes = [
+            self.epoch_seconds(depth) * affordable_epochs(budget.limit - spent, depth, budget, first)
+            for depth in race.depths
+        ]
+        return sum(self.store_seconds(depth) for depth in race.depths) + seconds + max(finishes)

@@ -4,6 +4,7 @@ Axes: N samples, B batch, C channels, H W sides, D features, K classes. `stages[
 frozen, `stages[depth:]` is live. Costs are in seconds, bytes and floating-point operations.
 """
 
+import math
 from typing import Literal
 
 from frostline.network import Cut, CutGraph, ModelSource, Preprocessing, Stage, Wire
@@ -173,21 +174,30 @@ class Budget(Record):
         limit: The most that the run may cost.
         reserve: Set aside for passes, proofs and scoring the test part.
         epochs: E, the epochs of a full fine-tune.
-        race_epochs: Epochs of one arm of the race.
+        race_epochs: Epochs of one lap of the race.
+        rate_epochs: Epochs for which each learning rate is tried.
         live_shares: By depth: share of the network's operations that lies above the cut.
-        scoring: What scoring the validation part adds to an epoch, as a share of that epoch.
+        scoring: What scoring the validation part once costs, as a share of an epoch of training.
     """
 
     limit: float
     reserve: float
     epochs: int
-    race_epochs: int
+    race_epochs: float
+    rate_epochs: float = 0.0
     live_shares: tuple[float, ...]
     scoring: float = 0.0
 
-    def cost(self, depth: int, epochs: int) -> float:
-        """Cost of training that many epochs at that depth, each scored once."""
-        return self.live_shares[depth] * (1.0 + self.scoring) * epochs / self.epochs
+    def cost(self, depth: int, epochs: float, first: float = 0.0) -> float:
+        """Cost of training that many epochs at that depth, on top of the first ones.
+
+        Each end of an epoch is scored, and the end of it all.
+        """
+        if not epochs:
+            return 0.0
+        last = round(first + epochs, 6)
+        looks = math.floor(last) - math.floor(round(first, 6)) + (last % 1 > 0)
+        return self.live_shares[depth] * (epochs + self.scoring * looks) / self.epochs
 
 
 class Forecast(Record):

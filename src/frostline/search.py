@@ -2,8 +2,7 @@
 
 The strategy is a pure function of what has happened. It races learning rates at one middle
 depth, then a few well separated depths at the best rate, and lets the best depth go on to the
-end. Each arm of the race is a short training that is complete in itself, its rate brought down
-to zero: at a constant rate the noise of the last steps hides what a depth is good for.
+end without a restart.
 """
 
 import math
@@ -19,8 +18,18 @@ STEPS = 600
 
 FEWEST_EPOCHS, MOST_EPOCHS = 4, 30
 
-RACE_STEPS = 80
-"""Steps of one arm. On 1,238 sign-language digits they told 14, 9 and 5 frozen stages apart."""
+LAP_STEPS = (40, 20)
+"""Steps of one lap of the race; the shorter where the budget has no room for the longer."""
+
+RATE_STEPS = 10
+"""Steps for which each learning rate is tried."""
+
+RISE_STEPS = 10
+"""Steps over which the rate rises at the start of an arm."""
+
+AVERAGING = 0.9
+"""What the running average of an arm's weights keeps of itself at each step: at a constant rate the noise of the
+last steps hides what a depth is good for."""
 
 LEARNING_RATES = (1e-3, 3e-4, 1e-4)
 """In the order of trial: from what convolutions on small pictures need to what attention networks bear."""
@@ -103,6 +112,7 @@ def plan(
     """
     steps = max(1, -(-train_samples // recipe.batch_size))
     epochs = epochs or usual_epochs(steps)
+    recipe = recipe.model_copy(update={"warmup": min(1.0, RISE_STEPS / steps)})
     prices = Prices(
         graph,
         rates,
@@ -113,11 +123,10 @@ def plan(
         test_samples=test_samples,
         views=views,
     )
-    longest = race_epochs(steps, epochs)
     if depth is None:
-        race, budget, notes = _searched(prices, _candidates(graph, prior), longest, limit)
+        race, budget, notes = _searched(prices, _candidates(graph, prior), steps, limit)
     else:
-        race, budget, notes = _fixed(prices, depth, longest, limit)
+        race, budget, notes = _fixed(prices, depth, steps, limit)
     if valid_samples < FEW:
         notes += (_COARSE.format(samples=valid_samples, points=100 * math.sqrt(DISAGREEMENT / max(1, valid_samples))),)
     if prior.head is None:
@@ -152,14 +161,15 @@ def usual_epochs(steps: int) -> int:
     return min(MOST_EPOCHS, max(FEWEST_EPOCHS, -(-STEPS // steps)))
 
 
-def race_epochs(steps: int, epochs: int) -> int:
-    """Epochs of one arm of the race, where an epoch has so many steps and a full fine-tune so many epochs.
+def epochs_for(wanted: int, steps: int, most: float) -> float:
+    """Epochs that hold about so many optimizer steps, where an epoch has so many: whole ones, or a part of one.
 
     Example:
-        >>> race_epochs(40, 15), race_epochs(7, 30), race_epochs(3000, 4)
-        (2, 10, 1)
+        >>> epochs_for(40, 39, 5.0), epochs_for(40, 7, 5.0), epochs_for(40, 400, 5.0)
+        (1.0, 5.0, 0.1)
     """
-    return max(1, min(round(RACE_STEPS / steps), epochs // 3))
+    part = wanted / steps
+    return min(most, float(round(part)) if part > 0.75 else part)
 
 
 _TOO_SMALL = (
@@ -168,7 +178,7 @@ _TOO_SMALL = (
 )
 _SMALLER = (
     "A budget of {limit} full fine-tunes pays for a smaller race than usual: {depths} depths and {rates} of the "
-    "learning rates, epochs for each: {epochs}."
+    "learning rates, {steps} steps a lap."
 )
 _DEARER = (
     "A given depth is trained for all its epochs whatever the budget: {needed} full fine-tunes at most, with the race "
@@ -189,20 +199,23 @@ _FAST = (
 
 
 def _searched(
-    prices: Prices, depths: tuple[int, ...], longest: int, limit: float
+    prices: Prices, depths: tuple[int, ...], steps: int, limit: float
 ) -> tuple[Race, Budget, tuple[str, ...]]:
     """The largest race that leaves enough for its dearest arm to go on."""
+    finish = LEAST_FINISH * prices.epochs
     for most, count in RACES:
         kept = depths if most >= len(depths) else (*depths[: most - 2], *depths[-2:]) if most > 2 else depths[-most:]
-        for epochs in range(longest, 0, -1):
-            race = Race(kept, LEARNING_RATES[:count] if count > 1 else (SAFE_RATE,), epochs)
-            budget = prices.budget(race.depths, race.epochs, limit=limit)
-            if most_cost(budget, race, math.ceil(LEAST_FINISH * budget.epochs)) <= limit:
-                is_whole = (most, count, epochs) == (*RACES[0], longest)
-                smaller = _SMALLER.format(limit=share(limit), depths=len(kept), rates=len(race.rates), epochs=epochs)
+        for lap in LAP_STEPS:
+            race = _race(kept, LEARNING_RATES[:count] if count > 1 else (SAFE_RATE,), lap, steps, prices.epochs)
+            budget = prices.budget(race, limit=limit)
+            if most_cost(budget, race, finish) <= limit:
+                is_whole = (most, count, lap) == (*RACES[0], LAP_STEPS[0])
+                smaller = _SMALLER.format(
+                    limit=share(limit), depths=len(kept), rates=len(race.rates), steps=round(race.epochs * steps)
+                )
                 return race, budget, () if is_whole else (smaller,)
-    race = Race(depths[-1:], (SAFE_RATE,), 1)
-    budget = prices.budget(race.depths, race.epochs, limit=limit)
+    race = _race(depths[-1:], (SAFE_RATE,), LAP_STEPS[-1], steps, prices.epochs)
+    budget = prices.budget(race, limit=limit)
     return (
         race,
         _raised(budget, budget.reserve + budget.cost(depths[-1], 1)),
@@ -210,11 +223,23 @@ def _searched(
     )
 
 
-def _fixed(prices: Prices, depth: int, longest: int, limit: float) -> tuple[Race, Budget, tuple[str, ...]]:
+def _race(depths: tuple[int, ...], rates: tuple[float, ...], lap: int, steps: int, epochs: int) -> Race:
+    most = epochs / 6
+    return Race(
+        depths,
+        rates,
+        epochs=epochs_for(lap, steps, most),
+        # More than a quarter of an epoch only where that is fewer steps than tell a rate that is too high.
+        rate_epochs=min(max(1, min(RATE_STEPS, round(lap / 2))) / steps, most / 2),
+    )
+
+
+def _fixed(prices: Prices, depth: int, steps: int, limit: float) -> tuple[Race, Budget, tuple[str, ...]]:
     """One depth: only its learning rate is raced, and where the head alone is trained not even that."""
     is_cheap = 1.0 - prices.graph.frozen_share(depth) <= CHEAP
-    race = Race((depth,), (prices.recipe.learning_rate,) if is_cheap else LEARNING_RATES, longest)
-    budget = prices.budget(race.depths, race.epochs, limit=limit)
+    rates = (prices.recipe.learning_rate,) if is_cheap else LEARNING_RATES
+    race = _race((depth,), rates, LAP_STEPS[0], steps, prices.epochs)
+    budget = prices.budget(race, limit=limit)
     needed = most_cost(budget, race, budget.epochs)
     notes = (_DEARER.format(limit=share(limit), needed=share(needed)),) if needed > limit else ()
     return race, _raised(budget, needed), notes
@@ -250,12 +275,13 @@ def strategy(
 ) -> tuple[TrialSpec, ...]:
     """Say what to run next; empty when the search is done.
 
-    Learning rates are raced at one middle depth, from the largest down until a smaller one loses;
-    the best is that depth's arm. Then the other depths run at that rate, over the same
-    mini-batches. Of the arms that train more than the head the one with the lowest validation
-    loss goes on, the deeper one where two are within one paired standard error. Head only goes
-    on beside it, or alone where it is ahead of every arm by two standard errors in loss and not
-    behind in accuracy.
+    Learning rates are tried for a few steps at one middle depth, and the best goes on as that
+    depth's arm. The other depths run at that rate for a lap over the same mini-batches, scored by
+    an average of their weights. Of the arms that train more than the head the two that lead run
+    another lap where their validation losses are within two paired standard errors. The one that
+    is ahead then goes on without a restart, its rate brought down to zero. Head only goes on beside
+    it, or alone where it is ahead of every arm by two standard errors in loss and not behind in
+    accuracy.
 
     Args:
         graph: The network's stages and cuts.
@@ -291,7 +317,7 @@ class _Purse:
         """Those of the specs that can be paid for."""
         paid = []
         for spec in specs:
-            price = self.budget.cost(spec.depth, spec.epochs)
+            price = self.budget.cost(spec.depth, spec.epochs, spec.first_epoch)
             if price <= self.left + 1e-9:
                 self.left -= price
                 paid.append(spec)
@@ -300,38 +326,64 @@ class _Purse:
 
 def _rungs(plan: Plan, done: Mapping[str, Trial]) -> Iterator[tuple[TrialSpec, ...]]:
     """What is to be run, rung by rung; the next rung is drawn only when the one before is done."""
-    purse = _Purse(plan.budget)
-    if len(plan.candidates) == len(plan.learning_rates) == 1:
-        yield (_alone(plan, purse),)
-        return
+    budget, purse = plan.budget, _Purse(plan.budget)
     middle = middle_of(plan.candidates)
-    raced: list[Trial] = []
-    for rates in (plan.learning_rates[:2], *((rate,) for rate in plan.learning_rates[2:])):
-        rung = purse.pay(_arm(plan, middle, rate) for rate in rates)
+    best, rate = None, plan.learning_rates[0]
+    if len(plan.learning_rates) > 1:
+        rung = purse.pay(_begun(plan, middle, rate, budget.rate_epochs) for rate in plan.learning_rates)
         yield rung
-        raced += [done[spec.key] for spec in rung]
-        if not raced or raced[-1].loss > min(trial.loss for trial in raced):
-            break
-    if not raced:
+        raced = [trial for spec in rung if not (trial := done[spec.key]).failure]
+        if not raced:
+            return
+        best = min(raced, key=lambda trial: (trial.loss, -trial.spec.recipe.learning_rate))
+        rate = best.spec.recipe.learning_rate
+    if len(plan.candidates) == 1:
+        yield _finished(plan, purse, best) if best else (_alone(plan, purse),)
         return
-    best = min(raced, key=lambda trial: (trial.loss, trial.spec.recipe.learning_rate))
-    others = [depth for depth in plan.candidates if depth != middle]
-    rung = purse.pay(_arm(plan, depth, best.spec.recipe.learning_rate) for depth in others)
+    rung = purse.pay(
+        _continued(best, budget.race_epochs - budget.rate_epochs)
+        if best and depth == middle
+        else _begun(plan, depth, rate, budget.race_epochs)
+        for depth in plan.candidates
+    )
     yield rung
-    yield _finishes(plan, purse, [trial for trial in (best, *(done[spec.key] for spec in rung)) if not trial.failure])
+    arms = [trial for spec in rung if not (trial := done[spec.key]).failure]
+    cheap, dear = _apart(budget, arms)
+    if not any(all(_leaves_behind(trial, other) for other in dear) for trial in cheap):
+        rung = purse.pay(_continued(trial, budget.race_epochs) for trial in _close(dear))
+        yield rung
+        longer = {done[spec.key].spec.depth: done[spec.key] for spec in rung if not done[spec.key].failure}
+        dear = [longer.get(trial.spec.depth, trial) for trial in dear]
+    else:
+        dear = []
+    yield tuple(spec for trial in (*cheap, *([_ahead(dear)] if dear else [])) for spec in _finished(plan, purse, trial))
 
 
-def _arm(plan: Plan, depth: int, rate: float) -> TrialSpec:
-    budget = plan.budget
+def _begun(plan: Plan, depth: int, rate: float, epochs: float) -> TrialSpec:
     recipe = plan.recipe.model_copy(
         update={
             "learning_rate": rate,
             "head_scale": head_scale(depth, len(plan.budget.live_shares) - 1),
-            "schedule": "cosine",
-            "warmup": plan.recipe.warmup * budget.race_epochs / 4,
+            "schedule": "constant",
+            "averaging": AVERAGING,
         }
     )
-    return TrialSpec(depth=depth, recipe=recipe, seed=plan.seed, epochs=budget.race_epochs)
+    return TrialSpec(depth=depth, recipe=recipe, seed=plan.seed, epochs=epochs)
+
+
+def _apart(budget: Budget, arms: Sequence[Trial]) -> tuple[list[Trial], list[Trial]]:
+    """Arms that cost next to nothing, and the others."""
+    cheap = [trial for trial in arms if budget.live_shares[trial.spec.depth] <= CHEAP]
+    return cheap, [trial for trial in arms if trial not in cheap]
+
+
+def _close(arms: Sequence[Trial]) -> list[Trial]:
+    """The leader and the one behind it, where two paired standard errors do not tell them apart."""
+    ordered = sorted(arms, key=lambda trial: (trial.loss, -trial.spec.depth))[:2]
+    if len(ordered) < 2:
+        return []
+    difference, error = paired(ordered[1].losses, ordered[0].losses)
+    return ordered if difference <= 2 * error else []
 
 
 def head_scale(depth: int, max_depth: int) -> float:
@@ -345,9 +397,9 @@ def head_scale(depth: int, max_depth: int) -> float:
 
 
 def _alone(plan: Plan, purse: _Purse) -> TrialSpec:
+    """The only depth at the only rate, for as long as can be paid for."""
     depth = plan.candidates[0]
-    price = plan.budget.cost(depth, 1)
-    epochs = plan.budget.epochs if price * plan.budget.epochs <= purse.left else math.floor(purse.left / price + 1e-9)
+    epochs = affordable_epochs(purse.left, depth, plan.budget, 0.0)
     recipe = plan.recipe.model_copy(
         update={
             "learning_rate": plan.learning_rates[0],
@@ -358,24 +410,17 @@ def _alone(plan: Plan, purse: _Purse) -> TrialSpec:
     return TrialSpec(depth=depth, recipe=recipe, seed=plan.seed, epochs=max(1, epochs))
 
 
-def _finishes(plan: Plan, purse: _Purse, arms: Sequence[Trial]) -> tuple[TrialSpec, ...]:
-    budget = plan.budget
-    cheap = [trial for trial in arms if budget.live_shares[trial.spec.depth] <= CHEAP]
-    dear = [trial for trial in arms if budget.live_shares[trial.spec.depth] > CHEAP]
-    rest = budget.epochs - budget.race_epochs
-    finishes = purse.pay(_continued(trial, rest) for trial in cheap if rest)
-    if dear and not any(all(_leaves_behind(trial, other) for other in dear) for trial in cheap):
-        winner = _ahead(dear)
-        if epochs := affordable_epochs(purse.left, winner.spec.depth, budget):
-            finishes += (_continued(winner, epochs),)
-    return finishes
+def _finished(plan: Plan, purse: _Purse, trial: Trial) -> tuple[TrialSpec, ...]:
+    """The same training gone on with, its rate brought down to zero, if it can be paid for."""
+    epochs = affordable_epochs(purse.left, trial.spec.depth, plan.budget, trial.epochs)
+    return purse.pay((_continued(trial, epochs, schedule="cosine"),)) if epochs else ()
 
 
-def _continued(trial: Trial, epochs: int) -> TrialSpec:
+def _continued(trial: Trial, epochs: float, *, schedule: str = "constant") -> TrialSpec:
     spec = trial.spec
     return TrialSpec(
         depth=spec.depth,
-        recipe=spec.recipe,
+        recipe=spec.recipe.model_copy(update={"schedule": schedule}),
         seed=spec.seed,
         epochs=epochs,
         parent=spec.key,

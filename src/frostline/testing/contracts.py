@@ -134,7 +134,9 @@ class StrategyContract:
         graph, prior, plan = _world()
         for best in range(7):
             trials = _played(self.prepare(graph, prior, plan), best)
-            spent = sum(plan.budget.cost(trial.spec.depth, trial.spec.epochs) for trial in trials)
+            spent = sum(
+                plan.budget.cost(trial.spec.depth, trial.spec.epochs, trial.spec.first_epoch) for trial in trials
+            )
             assert spent <= plan.budget.limit + 1e-9
 
     def test_asks_for_open_depths_only(self) -> None:
