@@ -199,6 +199,18 @@ def test_every_rate_is_tried_at_the_middle_depth_for_a_quarter_of_an_epoch_and_t
     assert {trial.spec.recipe.learning_rate for trial in others} == {3e-4}
 
 
+def test_where_no_rate_works_at_the_middle_depth_the_others_still_race():
+    meant = plan_of(LITE)
+    middle = middle_of(meant.candidates)
+
+    trials = carried_out(
+        LITE, meant, lambda spec: trial_of(spec, 0.2 + spec.depth / 50, failure="nan" if spec.depth == middle else None)
+    )
+
+    assert {trial.spec.depth for trial in finishes(trials)} == {meant.candidates[0], LITE.max_depth}
+    assert sum(trial.spec.depth == middle for trial in trials) == len(LEARNING_RATES)
+
+
 def test_the_two_arms_ahead_run_another_lap_where_they_are_close():
     meant = plan_of(LITE)
     first, second, *_ = meant.candidates

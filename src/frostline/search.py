@@ -333,18 +333,20 @@ def _rungs(plan: Plan, done: Mapping[str, Trial]) -> Iterator[tuple[TrialSpec, .
         rung = purse.pay(_begun(plan, middle, rate, budget.rate_epochs) for rate in plan.learning_rates)
         yield rung
         raced = [trial for spec in rung if not (trial := done[spec.key]).failure]
-        if not raced:
-            return
-        best = min(raced, key=lambda trial: (trial.loss, -trial.spec.recipe.learning_rate))
-        rate = best.spec.recipe.learning_rate
+        best = min(raced, key=lambda trial: (trial.loss, -trial.spec.recipe.learning_rate), default=None)
+        # Where no rate works at the middle depth, as behind a cut that is not proven, another depth may still do.
+        rate = best.spec.recipe.learning_rate if best else SAFE_RATE
     if len(plan.candidates) == 1:
-        yield _finished(plan, purse, best) if best else (_alone(plan, purse),)
+        if best or len(plan.learning_rates) == 1:
+            yield _finished(plan, purse, best) if best else (_alone(plan, purse),)
         return
+    is_out = len(plan.learning_rates) > 1 and best is None
     rung = purse.pay(
         _continued(best, budget.race_epochs - budget.rate_epochs)
         if best and depth == middle
         else _begun(plan, depth, rate, budget.race_epochs)
         for depth in plan.candidates
+        if not (is_out and depth == middle)
     )
     yield rung
     arms = [trial for spec in rung if not (trial := done[spec.key]).failure]
