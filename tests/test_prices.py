@@ -24,7 +24,7 @@ def prices_of(flops=(60, 30, 10), *, seconds=(0.5, 0.4, 0.1), views=1, train=320
 
 
 def race_of(*depths):
-    return Race(depths, rates=(1e-3,), epochs=1, rate_epochs=0.25)
+    return Race(depths, rates=(1e-3,), epochs=1)
 
 
 def test_a_full_fine_tune_costs_one_and_its_scoring_on_top():
@@ -94,16 +94,16 @@ def test_an_end_within_an_epoch_is_scored_too():
 
 
 def test_a_race_costs_its_rates_its_arms_and_another_lap_of_the_two_dearest():
-    race = Race(depths=(1, 2, 3), rates=(1e-3, 3e-4), epochs=1, rate_epochs=0.25)
+    race = Race(depths=(1, 2, 3), rates=(1e-3, 3e-4), epochs=1)
 
     cost = race_cost(BUDGET, race)
 
-    rates, arms = 2 * 0.3 * 0.035, 0.6 * 0.11 + 0.3 * 0.085 + 0.01 * 0.11
+    rates, arms = 0.3 * 0.11, (0.6 + 0.3 + 0.01) * 0.11
     assert cost == pytest.approx(0.1 + rates + arms + (0.6 + 0.3) * 0.11)
 
 
 def test_a_winner_goes_on_and_head_only_beside_it():
-    race = Race(depths=(1, 2, 3), rates=(1e-3, 3e-4), epochs=1, rate_epochs=0.25)
+    race = Race(depths=(1, 2, 3), rates=(1e-3, 3e-4), epochs=1)
 
     cost = most_cost(BUDGET, race, finish=5)
 
@@ -111,6 +111,6 @@ def test_a_winner_goes_on_and_head_only_beside_it():
 
 
 def test_a_single_depth_pays_for_its_rates_and_for_the_rest_of_the_best():
-    race = Race(depths=(1,), rates=(1e-3, 3e-4), epochs=1, rate_epochs=0.25)
+    race = Race(depths=(1,), rates=(1e-3, 3e-4), epochs=1)
 
-    assert most_cost(BUDGET, race, finish=10) == pytest.approx(0.1 + 0.6 * (2 * 0.035 + 0.975 + 0.1))
+    assert most_cost(BUDGET, race, finish=10) == pytest.approx(0.1 + 0.6 * (2 * 0.11 + 9 * 0.11))

@@ -24,17 +24,15 @@ class Race(NamedTuple):
         depths: Cuts, each an arm.
         rates: Learning rates, tried at the middle depth.
         epochs: Of one lap.
-        rate_epochs: For which each rate is tried.
 
     Example:
-        >>> Race(depths=(3, 7, 18), rates=(1e-3, 3e-4), epochs=1, rate_epochs=0.25).depths
+        >>> Race(depths=(3, 7, 18), rates=(1e-3, 3e-4), epochs=1).depths
         (3, 7, 18)
     """
 
     depths: tuple[int, ...]
     rates: tuple[float, ...]
     epochs: float
-    rate_epochs: float
 
 
 LAPS = 2
@@ -70,19 +68,13 @@ def race_cost(budget: Budget, race: Race) -> float:
 
     Example:
         >>> budget = Budget(limit=1.0, reserve=0.1, epochs=10, race_epochs=1, live_shares=(1.0, 0.5, 0.0))
-        >>> round(race_cost(budget, Race((1, 2), (1e-3, 3e-4), epochs=1, rate_epochs=0.5)), 3)
-        0.175
+        >>> round(race_cost(budget, Race((1, 2), (1e-3, 3e-4), epochs=1)), 3)
+        0.2
     """
-    middle = middle_of(race.depths)
-    spent, begun = budget.reserve, 0.0
-    if len(race.rates) > 1:
-        begun = race.rate_epochs
-        spent += len(race.rates) * budget.cost(middle, begun)
-    if len(race.depths) == 1:
-        return spent
-    for depth in race.depths:
-        first = begun if depth == middle else 0.0
-        spent += budget.cost(depth, race.epochs - first, first)
+    if len(race.depths) == len(race.rates) == 1:
+        return budget.reserve
+    arms = [*race.depths, *[middle_of(race.depths)] * (len(race.rates) - 1)]
+    spent = budget.reserve + sum(budget.cost(depth, race.epochs) for depth in arms)
     dear = sorted((budget.live_shares[depth], depth) for depth in race.depths if budget.live_shares[depth] > CHEAP)
     ahead = dear[-2:] if len(dear) > 1 else []
     return spent + sum(budget.cost(depth, race.epochs, race.epochs) for _, depth in ahead)
@@ -101,16 +93,15 @@ def most_cost(budget: Budget, race: Race, finish: float) -> float:
 
     Example:
         >>> budget = Budget(limit=1.0, reserve=0.1, epochs=10, race_epochs=1, live_shares=(1.0, 0.5, 0.0))
-        >>> round(most_cost(budget, Race((1, 2), (1e-3, 3e-4), epochs=1, rate_epochs=0.5), 5), 3)
-        0.375
+        >>> round(most_cost(budget, Race((1, 2), (1e-3, 3e-4), epochs=1), 5), 3)
+        0.4
     """
-    if len(race.depths) == 1:
-        first = race.rate_epochs if len(race.rates) > 1 else 0.0
-        return race_cost(budget, race) + budget.cost(race.depths[0], finish - first, first)
+    is_raced = len(race.depths) > 1 or len(race.rates) > 1
     cheap = [depth for depth in race.depths if budget.live_shares[depth] <= CHEAP]
     dear = [depth for depth in race.depths if budget.live_shares[depth] > CHEAP]
-    spent = sum(budget.cost(depth, budget.epochs - race.epochs, race.epochs) for depth in cheap)
-    raced = min(finish, race.epochs * (LAPS if len(dear) > 1 else 1))
+    first = race.epochs if is_raced else 0.0
+    spent = sum(budget.cost(depth, budget.epochs - first, first) for depth in cheap)
+    raced = min(finish, first * (LAPS if len(dear) > 1 else 1))
     spent += max((budget.cost(depth, finish - raced, raced) for depth in dear), default=0.0)
     return race_cost(budget, race) + spent
 
@@ -216,7 +207,6 @@ class Prices:
             reserve=counted / (3 * self.train_samples * self.epochs) + OVERHEAD,
             epochs=self.epochs,
             race_epochs=race.epochs,
-            rate_epochs=race.rate_epochs,
             live_shares=live,
             scoring=self.valid_samples / (3 * self.train_samples),
         )
@@ -252,14 +242,14 @@ class Prices:
 
     def search_seconds(self, race: Race, budget: Budget) -> float:
         """Predicted seconds of the stores, the race and the dearest finish that the budget allows."""
-        spent = race_cost(budget, race)
-        laps = dict.fromkeys(race.depths, race.epochs) if len(race.depths) > 1 else {}
-        seconds = sum(self.epoch_seconds(depth) * epochs for depth, epochs in laps.items())
-        seconds += self.epoch_seconds(middle_of(race.depths)) * race.rate_epochs * (len(race.rates) - 1)
-        seconds += 2 * self.epoch_seconds(race.depths[0]) * race.epochs if len(race.depths) > 2 else 0.0
-        first = race.epochs * LAPS if laps else 0.0
-        finishes = [
-            self.epoch_seconds(depth) * affordable_epochs(budget.limit - spent, depth, budget, first)
-            for depth in race.depths
-        ]
-        return sum(self.store_seconds(depth) for depth in race.depths) + seconds + max(finishes)
+        left = budget.limit - race_cost(budget, race)
+        is_raced = len(race.depths) > 1 or len(race.rates) > 1
+        arms = [*race.depths, *[middle_of(race.depths)] * (len(race.rates) - 1)] if is_raced else []
+        # The two shallowest run another lap at most.
+        arms += race.depths[:2] if len(race.depths) > 2 else ()
+        seconds = sum(self.store_seconds(depth) for depth in race.depths)
+        seconds += sum(self.epoch_seconds(depth) * race.epochs for depth in arms)
+        first = race.epochs if is_raced else 0.0
+        return seconds + max(
+            self.epoch_seconds(depth) * affordable_epochs(left, depth, budget, first) for depth in race.depths
+        )

@@ -175,7 +175,6 @@ class Budget(Record):
         reserve: Set aside for passes, proofs and scoring the test part.
         epochs: E, the epochs of a full fine-tune.
         race_epochs: Epochs of one lap of the race.
-        rate_epochs: Epochs for which each learning rate is tried.
         live_shares: By depth: share of the network's operations that lies above the cut.
         scoring: What scoring the validation part once costs, as a share of an epoch of training.
     """
@@ -184,7 +183,6 @@ class Budget(Record):
     reserve: float
     epochs: int
     race_epochs: float
-    rate_epochs: float = 0.0
     live_shares: tuple[float, ...]
     scoring: float = 0.0
 

@@ -19,10 +19,8 @@ STEPS = 600
 FEWEST_EPOCHS, MOST_EPOCHS = 4, 30
 
 LAP_STEPS = (40, 20)
-"""Steps of one lap of the race; the shorter where the budget has no room for the longer."""
-
-RATE_STEPS = 10
-"""Steps for which each learning rate is tried."""
+"""Steps of one lap of the race; the shorter where the budget has no room for the longer. After 10 steps on sign
+digits the smallest rate was ahead of the largest (.57 against .76 nats), after 40 far behind it (.35 against .25)."""
 
 RISE_STEPS = 10
 """Steps over which the rate rises at the start of an arm."""
@@ -224,14 +222,7 @@ def _searched(
 
 
 def _race(depths: tuple[int, ...], rates: tuple[float, ...], lap: int, steps: int, epochs: int) -> Race:
-    most = epochs / 6
-    return Race(
-        depths,
-        rates,
-        epochs=epochs_for(lap, steps, most),
-        # More than a quarter of an epoch only where that is fewer steps than tell a rate that is too high.
-        rate_epochs=min(max(1, min(RATE_STEPS, round(lap / 2))) / steps, most / 2),
-    )
+    return Race(depths, rates, epochs=epochs_for(lap, steps, epochs / 6))
 
 
 def _fixed(prices: Prices, depth: int, steps: int, limit: float) -> tuple[Race, Budget, tuple[str, ...]]:
@@ -275,9 +266,9 @@ def strategy(
 ) -> tuple[TrialSpec, ...]:
     """Say what to run next; empty when the search is done.
 
-    Learning rates are tried for a few steps at one middle depth, and the best goes on as that
-    depth's arm. The other depths run at that rate for a lap over the same mini-batches, scored by
-    an average of their weights. Of the arms that train more than the head the two that lead run
+    Learning rates run a lap at one middle depth, from the largest down until a smaller one loses;
+    the best is that depth's arm. The other depths run a lap at that rate over the same mini-batches.
+    All are scored by an average of their weights. Of the arms that train more than the head the two that lead run
     another lap where their validation losses are within two paired standard errors. The one that
     is ahead then goes on without a restart, its rate brought down to zero. Head only goes on beside
     it, or alone where it is ahead of every arm by two standard errors in loss and not behind in
@@ -328,28 +319,26 @@ def _rungs(plan: Plan, done: Mapping[str, Trial]) -> Iterator[tuple[TrialSpec, .
     """What is to be run, rung by rung; the next rung is drawn only when the one before is done."""
     budget, purse = plan.budget, _Purse(plan.budget)
     middle = middle_of(plan.candidates)
-    best, rate = None, plan.learning_rates[0]
-    if len(plan.learning_rates) > 1:
-        rung = purse.pay(_begun(plan, middle, rate, budget.rate_epochs) for rate in plan.learning_rates)
-        yield rung
-        raced = [trial for spec in rung if not (trial := done[spec.key]).failure]
-        best = min(raced, key=lambda trial: (trial.loss, -trial.spec.recipe.learning_rate), default=None)
-        # Where no rate works at the middle depth, as behind a cut that is not proven, another depth may still do.
-        rate = best.spec.recipe.learning_rate if best else SAFE_RATE
-    if len(plan.candidates) == 1:
-        if best or len(plan.learning_rates) == 1:
-            yield _finished(plan, purse, best) if best else (_alone(plan, purse),)
+    if len(plan.candidates) == len(plan.learning_rates) == 1:
+        yield (_alone(plan, purse),)
         return
-    is_out = len(plan.learning_rates) > 1 and best is None
-    rung = purse.pay(
-        _continued(best, budget.race_epochs - budget.rate_epochs)
-        if best and depth == middle
-        else _begun(plan, depth, rate, budget.race_epochs)
-        for depth in plan.candidates
-        if not (is_out and depth == middle)
-    )
+    raced: list[Trial] = []
+    for rates in (plan.learning_rates[:2], *((rate,) for rate in plan.learning_rates[2:])):
+        rung = purse.pay(_begun(plan, middle, rate) for rate in rates)
+        yield rung
+        raced += [done[spec.key] for spec in rung]
+        if not raced or raced[-1].loss > min(trial.loss for trial in raced):
+            break
+    first = min(raced, key=lambda trial: (trial.loss, -trial.spec.recipe.learning_rate), default=None)
+    best = None if first is None or first.failure else first
+    if len(plan.candidates) == 1:
+        yield _finished(plan, purse, best) if best else ()
+        return
+    # Where no rate works at the middle depth, as behind a cut that is not proven, another depth may still do.
+    rate = best.spec.recipe.learning_rate if best else SAFE_RATE
+    rung = purse.pay(_begun(plan, depth, rate) for depth in plan.candidates if depth != middle)
     yield rung
-    arms = [trial for spec in rung if not (trial := done[spec.key]).failure]
+    arms = [trial for trial in (best, *(done[spec.key] for spec in rung)) if trial and not trial.failure]
     cheap, dear = _apart(budget, arms)
     if not any(all(_leaves_behind(trial, other) for other in dear) for trial in cheap):
         rung = purse.pay(_continued(trial, budget.race_epochs) for trial in _close(dear))
@@ -361,7 +350,7 @@ def _rungs(plan: Plan, done: Mapping[str, Trial]) -> Iterator[tuple[TrialSpec, .
     yield tuple(spec for trial in (*cheap, *([_ahead(dear)] if dear else [])) for spec in _finished(plan, purse, trial))
 
 
-def _begun(plan: Plan, depth: int, rate: float, epochs: float) -> TrialSpec:
+def _begun(plan: Plan, depth: int, rate: float) -> TrialSpec:
     recipe = plan.recipe.model_copy(
         update={
             "learning_rate": rate,
@@ -370,7 +359,7 @@ def _begun(plan: Plan, depth: int, rate: float, epochs: float) -> TrialSpec:
             "averaging": AVERAGING,
         }
     )
-    return TrialSpec(depth=depth, recipe=recipe, seed=plan.seed, epochs=epochs)
+    return TrialSpec(depth=depth, recipe=recipe, seed=plan.seed, epochs=plan.budget.race_epochs)
 
 
 def _apart(budget: Budget, arms: Sequence[Trial]) -> tuple[list[Trial], list[Trial]]:
