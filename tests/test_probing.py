@@ -8,7 +8,7 @@ from torch import nn
 from frostline.calibration import best_temperature
 from frostline.data import TensorSamples
 from frostline.engines import compiled
-from frostline.probing import MOST_ROWS, Pooled, probe, ridge
+from frostline.probing import MOST_ROWS, NEIGHBOURS, Pooled, nearest, probe, ridge
 from frostline.tracing import trace
 
 
@@ -239,3 +239,61 @@ def test_openvino_pools_known_backbones(name):
 
     for own, other in zip(found, expected, strict=True):
         torch.testing.assert_close(own, other, rtol=1e-2, atol=1e-2 * float(other.abs().max()))
+
+
+def neighbours_by_force(x, labels, count):
+    z = (x - x.mean(0)) / x.std(0, unbiased=False)
+    hits = 0
+    for row in range(len(x)):
+        likeness = nn.functional.cosine_similarity(z[row : row + 1], z)
+        likeness[row] = -2
+        nearest_rows = likeness.argsort(descending=True)[:count]
+        shares = torch.zeros(int(labels.max()) + 1)
+        for other in nearest_rows:
+            shares[labels[other]] += torch.exp(likeness[other] / 0.07)
+        hits += int(shares.argmax() == labels[row])
+    return hits / len(x)
+
+
+@settings(max_examples=15, deadline=None)
+@given(st.integers(3, 40), st.integers(1, 6), st.integers(0, 100))
+def test_nearest_neighbours_vote_as_they_do_by_force(samples, width, seed):
+    x, _ = table(samples, width, 1, seed)
+    labels = (x[:, 0] > 3).long()
+
+    found = nearest(x, labels)
+
+    # Two rows on one line through the mean are as like each other as can be, and rounding orders them.
+    by_force = max(neighbours_by_force(x, labels, count) for count in NEIGHBOURS)
+    assert width == 1 or found == pytest.approx(by_force)
+
+
+def test_nearest_neighbours_find_classes_that_no_line_divides():
+    angle = torch.linspace(0, 6.28, 121)[:-1]
+    x = torch.stack([angle.cos(), angle.sin()], dim=1)
+    labels = (torch.arange(120) // 15) % 2
+
+    assert nearest(x, labels) > 0.85
+    fit = ridge(x, nn.functional.one_hot(labels))
+    assert (fit.left_out.argmax(1) == labels).float().mean() < 0.6
+
+
+def test_a_sample_is_not_its_own_neighbour():
+    x = torch.eye(8)
+
+    assert nearest(x, torch.arange(8)) == 0.0
+
+
+def test_features_that_never_vary_have_no_say_among_neighbours():
+    x, _ = table(60, 2, 1)
+    labels = (x[:, 0] > 3).long()
+    padded = torch.cat([x, torch.zeros(60, 50, dtype=x.dtype)], dim=1)
+
+    assert nearest(padded, labels) == nearest(x, labels)
+
+
+def test_every_vote_says_what_the_nearest_neighbours_say(tmp_path):
+    _, prior = voted(Small(), separable(), tmp_path)
+
+    assert all(vote.knn is not None and 0 <= vote.knn <= 1 for vote in prior.votes)
+    assert prior.votes[0].knn > 0.5

@@ -99,19 +99,12 @@ def tune(
                 loss, rate, seen = trainee.learn(train, train_labels, first, last)
                 samples += _BACKWARD_TOO * seen
             samples += len(valid)
-            with trainee.averaged():
-                losses, hits = trainee.check(valid, valid_labels, last)
-                point = EpochPoint(
-                    epoch=last / trainee.steps,
-                    train_loss=loss,
-                    valid_loss=_mean(losses),
-                    valid_accuracy=_mean(hits),
-                    learning_rate=rate,
-                    seconds=time.perf_counter() - since,
-                )
-                curve.append(point)
-                if best is None or point.valid_loss < _mean(best.losses):
-                    best = _Best(point.epoch, losses, hits, _cloned(live))
+            losses, hits = trainee.check(valid, valid_labels, last)
+            seconds = time.perf_counter() - since
+            point = _point(last / trainee.steps, (losses, hits), train_loss=loss, rate=rate, seconds=seconds)
+            curve.append(point)
+            if best is None or point.valid_loss < _mean(best.losses):
+                best = _Best(point.epoch, losses, hits, trainee.kept())
         assert best is not None
         _save(trainee, best, save_to)
         _fill(live, best.weights, save_to)
@@ -128,6 +121,20 @@ def tune(
         flops=samples * flops_per_sample,
         weights=None if failure else save_to.name,
         failure=failure,
+    )
+
+
+def _point(
+    epoch: float, scored: tuple[torch.Tensor, torch.Tensor], *, train_loss: float | None, rate: float, seconds: float
+) -> EpochPoint:
+    losses, hits = scored
+    return EpochPoint(
+        epoch=epoch,
+        train_loss=train_loss,
+        valid_loss=_mean(losses),
+        valid_accuracy=_mean(hits),
+        learning_rate=rate,
+        seconds=seconds,
     )
 
 
@@ -217,8 +224,13 @@ class _Trainee:
             weights = [weight.detach() for weight in self.live.parameters()]
             torch._foreach_lerp_(list(self.average.values()), weights, 1 - kept)
 
+    def kept(self) -> dict[str, torch.Tensor]:
+        """What is scored: the live part's tensors, the averaged ones in their places."""
+        with self._averaged():
+            return {name: tensor.detach().clone() for name, tensor in self.live.state_dict().items()}
+
     @contextmanager
-    def averaged(self) -> Iterator[None]:
+    def _averaged(self) -> Iterator[None]:
         """Inside, the live part has the averaged weights, if there are any."""
         weights = [weight.detach() for weight in self.live.parameters()] if self.average else []
         own = [weight.clone() for weight in weights]
@@ -238,7 +250,7 @@ class _Trainee:
         """
         size, batches = self.spec.recipe.batch_size, []
         self.live.eval()
-        with torch.no_grad():
+        with torch.no_grad(), self._averaged():
             for first in range(0, len(rows), size):
                 inputs = self._here(rows.read(range(first, min(first + size, len(rows)))))
                 batches.append(self.live(*inputs).float().cpu())
@@ -438,10 +450,6 @@ def _finite(value: float, what: str) -> float:
 
 def _mean(values: torch.Tensor) -> float:
     return float(values.double().mean())
-
-
-def _cloned(live: nn.Module) -> dict[str, torch.Tensor]:
-    return {name: tensor.detach().clone() for name, tensor in live.state_dict().items()}
 
 
 def _lay_head(live: nn.Module, head: str, warm: Path, *, scale: float) -> None:
