@@ -1,14 +1,17 @@
-"""The report in a real browser: Debian's chromium, driven by Playwright."""
+"""Report and comparison in a real browser: Debian's chromium, driven by Playwright."""
 
+import os
 import shutil
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
-from frostline.reporting import render
+from frostline.files import write_record
+from frostline.reporting import compare, render
 
 CHROMIUM = shutil.which("chromium")
+AXE = Path(os.environ.get("AXE_CORE", Path(__file__).parent.parent / "build/node_modules/axe-core/axe.min.js"))
 FLAGS = [
     "--headless",
     "--no-sandbox",
@@ -53,6 +56,34 @@ def report(fake_evidence, tmp_path_factory):
 def report_of_many(fake_evidence, tmp_path_factory):
     names = tuple(f"Alphabet of the {k // 20}th kind/character{k % 20:02d}" for k in range(136))
     return render(fake_evidence(names, depth=0), tmp_path_factory.mktemp("report") / "many.html")
+
+
+@pytest.fixture(scope="module")
+def comparison(fake_evidence, tmp_path_factory):
+    """Three runs on one test part and two on another, one of them with hostile names and stages of its own."""
+    folder = tmp_path_factory.mktemp("comparison")
+    runs = {
+        "head only": fake_evidence(depth=18),
+        "auto": fake_evidence(depth=7),
+        "<img src=x onerror=alert(3)>": fake_evidence(CLASSES, depth=3, seed=4, stages=12),
+        "nothing-frozen-with-a-name-that-is-longer-than-any-label-should-be": fake_evidence(depth=0, seed=2),
+        "$x^2$": fake_evidence(CLASSES, depth=0, seed=5, stages=12),
+    }
+    for name, evidence in runs.items():
+        hostile = evidence.data.classes == CLASSES
+        data = evidence.data.model_copy(update={"name": SCRIPT if hostile else evidence.data.name})
+        arguments = (("task", "another"),) if hostile else evidence.arguments
+        write_record(
+            folder / name / "evidence.json", evidence.model_copy(update={"data": data, "arguments": arguments})
+        )
+    return Path(compare(*(folder / name for name in runs)).file)
+
+
+@pytest.fixture(scope="module")
+def axe():
+    if not AXE.exists():
+        pytest.skip(f"axe-core is not at {AXE} (npm install --no-save --no-package-lock --prefix build axe-core)")
+    return AXE.read_text("utf-8")
 
 
 @contextmanager
@@ -147,7 +178,7 @@ def test_headings_tell_the_story_in_order(browser, report):
 
 
 @pytest.mark.parametrize("width", [320, 390, 768, 1280])
-@pytest.mark.parametrize("file", ["report", "report_of_many"])
+@pytest.mark.parametrize("file", ["report", "report_of_many", "comparison"])
 def test_page_never_scrolls_sideways(browser, file, width, request):
     with opened(browser, request.getfixturevalue(file), width=width, height=844) as page:
         page.evaluate("document.querySelectorAll('details').forEach((fold) => { fold.open = true; })")
@@ -184,17 +215,71 @@ def test_folded_plot_is_drawn_when_it_is_opened(browser, report_of_many):
         assert page.trouble == []
 
 
-def test_keyboard_reaches_content_links_folds_and_code(browser, report):
-    with opened(browser, report) as page:
-        page.keyboard.press("Tab")
-        assert page.evaluate("document.activeElement.textContent") == "Skip to the content"
+STOPS = """
+    Array.from(document.querySelectorAll("a[href], button, summary, input, select, textarea, [tabindex]"))
+        .filter((element) => element.tabIndex >= 0 && element.checkVisibility())
+"""
+STOP = f"""
+(() => {{
+    const element = document.activeElement;
+    const box = element.getBoundingClientRect();
+    const ring = getComputedStyle(element);
+    const header = document.querySelector("header");
+    const above = header.contains(element) || element.className === "skip" ? 0 : header.getBoundingClientRect().bottom;
+    return {{
+        place: {STOPS}.indexOf(element),
+        name: element.tagName + " " + element.textContent.trim().slice(0, 30),
+        is_ringed: ring.outlineStyle === "solid" && parseFloat(ring.outlineWidth) >= 2,
+        is_seen: box.bottom > above && box.top < innerHeight && box.right > 0 && box.left < innerWidth,
+    }};
+}})()
+"""
 
-        reached = set()
-        for _ in range(60):
+
+@pytest.mark.parametrize("width", [390, 1280])
+@pytest.mark.parametrize("file", ["report", "report_of_many", "comparison"])
+def test_keyboard_walks_through_everything_in_order_and_shows_where_it_is(browser, file, width, request):
+    # Smooth scrolling would still be on its way when the next key is pressed.
+    with opened(browser, request.getfixturevalue(file), width=width, reduced_motion="reduce") as page:
+        count = page.evaluate(f"{STOPS}.length")
+        stops = []
+        for _ in range(count):
             page.keyboard.press("Tab")
-            reached.add(page.evaluate("document.activeElement.tagName"))
+            stops.append(page.evaluate(STOP))
 
-        assert {"A", "SUMMARY", "PRE", "BUTTON", "DIV"} <= reached
+        assert count >= 10
+        assert stops[0]["name"] == "A Skip to the content"
+        assert [stop["place"] for stop in stops] == list(range(count))
+        assert [stop["name"] for stop in stops if not stop["is_ringed"]] == []
+        assert [stop["name"] for stop in stops if not stop["is_seen"]] == []
+        assert page.trouble == []
+
+
+def test_keyboard_opens_a_fold_and_goes_on_inside_it(browser, report):
+    with opened(browser, report) as page:
+        page.locator("summary").first.focus()
+
+        page.keyboard.press("Enter")
+        page.keyboard.press("Tab")
+
+        assert page.evaluate("document.activeElement.closest('details').open")
+        assert page.evaluate("document.activeElement.getAttribute('role')") == "region"
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("width", [390, 1280])
+@pytest.mark.parametrize("file", ["report", "comparison"])
+def test_axe_finds_no_violation(browser, axe, file, width, scheme, request):
+    with opened(browser, request.getfixturevalue(file), width=width, color_scheme=scheme) as page:
+        page.evaluate("document.querySelectorAll('details').forEach((fold) => { fold.open = true; })")
+        page.evaluate(axe)
+        # A plot is one picture with a text of its own; what is drawn inside is not read out.
+        found = page.evaluate("axe.run({ exclude: [['.main-svg']] })")
+
+        told = [(one["impact"], one["id"], [node["target"] for node in one["nodes"]]) for one in found["violations"]]
+        assert told == []
+        assert len(found["passes"]) > 20
+        assert page.trouble == []
 
 
 def test_copy_button_gives_the_code_as_it_stands(browser, report):
@@ -227,3 +312,49 @@ def test_page_without_scripts_still_tells_everything_in_tables(browser, report):
     assert page.locator("table").count() >= 9
     assert "needs JavaScript" in page.locator("#why, .hero").first.inner_text()
     context.close()
+
+
+# --- several runs side by side ----------------------------------------------------------------
+
+
+def test_comparison_shows_each_run_as_text_in_its_own_colour(browser, comparison):
+    with opened(browser, comparison) as page:
+        letters = page.locator(".run .letter").all_inner_texts()
+        grounds = {
+            page.evaluate("(at) => getComputedStyle(document.querySelectorAll('.run .letter')[at]).backgroundColor", at)
+            for at in range(5)
+        }
+
+        assert letters == list("ABCDE")
+        assert len(grounds) == 5
+        assert "<img src=x onerror=alert(3)>" in page.locator(".run h3").all_inner_texts()[3]
+        assert page.locator("img").count() == 0
+        assert page.trouble == []
+
+
+def test_comparison_tells_runs_on_other_data_apart(browser, comparison):
+    with opened(browser, comparison) as page:
+        assert "2 different sets of samples" in page.locator(".notice").inner_text()
+        assert page.locator(".group .runs").count() == 2
+        assert page.locator(".sides thead th.group").count() == 2
+        assert page.locator("#differences tbody tr").count() == 4
+
+
+def test_comparison_draws_a_curve_and_a_point_for_each_run(browser, comparison):
+    with opened(browser, comparison) as page:
+        assert page.locator("#plot-depths .legend .traces").count() == 5
+        assert page.locator("#plot-costs .errorbars").count() == 5
+        assert page.locator("#plot-costs .textpoint text").first.text_content() == "A"
+
+
+def test_comparison_prints_light_and_whole(browser, comparison, tmp_path):
+    with opened(browser, comparison, color_scheme="dark") as page:
+        page.evaluate(
+            "window.addEventListener('beforeprint', () => {"
+            " window.printed = document.querySelector('#plot-depths').layout.paper_bgcolor; })"
+        )
+
+        page.pdf(path=tmp_path / "comparison.pdf", format="A4")
+
+        assert page.evaluate("window.printed") == "#ffffff"
+        assert page.trouble == []

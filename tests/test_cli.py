@@ -37,6 +37,7 @@ from frostline.records import (
     Score,
     Stage,
 )
+from frostline.reporting.comparison import Comparison
 
 PLAN = Plan(
     budget=Budget(limit=1.0, reserve=0.1, epochs=10, race_epochs=1, live_shares=(1.0, 0.4)),
@@ -191,6 +192,7 @@ def parameters(*functions):
         (cli.look, ["look"]),
         (cli.predict, ["predict"]),
         (cli.report, ["report"]),
+        (cli.compare, ["compare"]),
         (cli.demo, ["demo"]),
     ],
     ids=lambda value: getattr(value, "__name__", None),
@@ -198,8 +200,8 @@ def parameters(*functions):
 def test_command_has_the_arguments_and_defaults_of_its_public_functions(command, names):
     offered = parameters(command)
 
-    offered.pop("as_json")
-    offered.pop("format", None)
+    for way_of_writing in ("as_json", "format", "markdown"):
+        offered.pop(way_of_writing, None)
 
     assert offered == parameters(*(getattr(fl, name) for name in names))
 
@@ -365,7 +367,41 @@ def test_report_prints_where_it_is(runner, replace):
     replace("report", lambda run: run / "report.html")
 
     assert runner.invoke(cli.app, ["report", "run"]).stdout == "run/report.html\n"
-    assert json.loads(runner.invoke(cli.app, ["report", "run", "--json"]).stdout) == {"report": "run/report.html"}
+    assert json.loads(runner.invoke(cli.app, ["report", "run", "--json"]).stdout) == {
+        "report": "run/report.html",
+        "summary": "run/summary.md",
+    }
+
+
+def test_report_prints_the_summary_for_a_pull_request(runner, replace, tmp_path):
+    (tmp_path / "summary.md").write_text("### Freeze 7\n\n░ é\n", "utf-8")
+    replace("report", lambda run: run / "report.html")
+
+    outcome = runner.invoke(cli.app, ["report", str(tmp_path), "--markdown"])
+
+    assert outcome.stdout == "### Freeze 7\n\n░ é\n"
+
+
+def test_compare_hands_the_runs_on_and_prints_where_the_page_is(runner, replace):
+    calls = []
+    page = Comparison(file="runs/comparison.html", runs=(), differences=())
+    replace("compare", lambda *runs, out: calls.append((runs, out)) or page)
+
+    written = runner.invoke(cli.app, ["compare", "a", "b", "--out", "c.html"]).stdout
+    record = runner.invoke(cli.app, ["compare", "a", "b", "--json"]).stdout
+
+    assert calls == [((Path("a"), Path("b")), Path("c.html")), ((Path("a"), Path("b")), None)]
+    assert written == "runs/comparison.html\n"
+    assert json.loads(record) == {"file": "runs/comparison.html", "runs": [], "differences": []}
+
+
+@pytest.mark.parametrize("runs", [["a"], ["a", "b"]])
+def test_compare_of_no_two_finished_runs_is_one_message(runner, runs):
+    outcome = runner.invoke(cli.app, ["compare", *runs])
+
+    assert outcome.exit_code == 1
+    assert outcome.stderr.startswith(("BadArgument: 1 run given", "NotARun: a does not exist"))
+    assert outcome.stdout == ""
 
 
 def test_demo_prints_where_the_report_is(runner, replace):

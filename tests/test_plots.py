@@ -113,7 +113,11 @@ def test_both_palettes_know_the_same_colours():
 
 @pytest.mark.parametrize(
     ("palette", "ink", "ground"),
-    list(itertools.product(PALETTES, ["text", "muted", "frozen", "live"], ["card", "page"])),
+    [
+        *itertools.product(PALETTES, ["text", "muted", "frozen", "live"], ["card", "page"]),
+        *itertools.product(PALETTES, ["text", "live"], ["live-soft"]),
+        *itertools.product(PALETTES, ["card"], ["frozen", *(f"series-{k}" for k in range(8))]),
+    ],
 )
 def test_text_can_be_read_on_its_ground(palette, ink, ground):
     colors = PALETTES[palette]

@@ -99,6 +99,33 @@ def test_buffer_that_glue_reads_stays_and_is_not_in_the_state():
     assert fl.prove(one.model, graph, 1, example=one.example) is None
 
 
+class PlacesThroughIdentity(nn.Module):
+    """Relative places, computed from weights by the root's own code, pass through an `Identity` and reach every block."""
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("coordinates", torch.linspace(-1, 1, 6)[:, None])
+        self.places = nn.Linear(1, 6)
+        self.act = nn.Identity()
+        self.blocks = nn.ModuleList([nn.Linear(6, 6) for _ in range(3)])
+
+    def forward(self, x):
+        places = self.act((4 * self.places(self.coordinates)).T).sum(0)
+        for block in self.blocks:
+            x = block(x) + places
+        return x
+
+
+def test_what_is_the_same_for_every_sample_passes_through_an_identity():
+    net, x = PlacesThroughIdentity().eval(), torch.randn(3, 6)
+    graph = fl.trace(net, x)
+
+    reasons = {depth: fl.prove(net, graph, depth, example=x) for depth in graph.open_depths}
+
+    assert len(reasons) >= 3
+    assert set(reasons.values()) == {None}
+
+
 def test_module_called_on_both_sides_gives_the_record_first_and_runs_then():
     one, graph, live = standing("shared_activation", 2)
     wires = fl.split(one.model, graph, 2).frozen(one.example)

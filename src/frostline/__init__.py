@@ -36,6 +36,7 @@ _HOME = {
     "fit": "run",
     "plan": "run",
     "report": "reporting",
+    "compare": "reporting",
     "Result": "result",
     "load_model": "sources",
     "load_task": "sources",

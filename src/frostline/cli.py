@@ -190,11 +190,31 @@ def predict(
 
 
 @app.command()
-def report(run: Run, as_json: AsJson = False) -> None:
-    """Write the report of a finished run again, from its evidence."""
+def report(
+    run: Run,
+    markdown: Annotated[bool, typer.Option("--markdown", help="Print the summary for a pull request.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Write report and summary of a finished run again, from its evidence."""
     with _screen():
         file = fl.report(run)
-    print(json.dumps({"report": str(file)}, indent=2) if as_json else writable(str(file)))
+    summary = file.with_name("summary.md")
+    if as_json:
+        print(json.dumps({"report": str(file), "summary": str(summary)}, indent=2))
+    else:
+        print(writable(summary.read_text("utf-8").rstrip("\n") if markdown else str(file)))
+
+
+@app.command()
+def compare(
+    runs: Annotated[list[Path], typer.Argument(help="Folders of two finished runs or more.")],
+    out: Annotated[Path | None, typer.Option(help="HTML file. Default: comparison.html beside the first run.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Show several finished runs side by side on one page."""
+    with _screen():
+        compared = fl.compare(*runs, out=out)
+    print(compared.model_dump_json(indent=2) if as_json else writable(compared.file))
 
 
 @app.command()

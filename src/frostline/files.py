@@ -6,6 +6,7 @@ grows: a line that a kill has torn is no line.
 
 import contextlib
 import errno
+import hashlib
 import json
 import os
 import shutil
@@ -14,15 +15,43 @@ from pathlib import Path
 from typing import Any, BinaryIO, NoReturn, TypeVar, final
 
 from pydantic import ValidationError
+from pydantic_core import to_json
 
 from frostline.errors import BadArgument, DiskFull, NewerSchema, NotARun, NotWritable, RunBusy
 from frostline.events import Event
-from frostline.records import Record
+from frostline.records import Evidence, Record, TrialSpec
 
 _R = TypeVar("_R", bound=Record)
 
 Upgrades = Mapping[int, Callable[[dict[str, Any]], dict[str, Any]]]
 """By schema number: what turns a file's content into that of the next number."""
+
+
+def _count_live_parameters(old: dict[str, Any]) -> dict[str, Any]:
+    """Schema 0 of the evidence left the live parameters to be counted from the stages."""
+    live = old["graph"]["stages"][old["choice"]["depth"] :]
+    return {**old, "parameters_live": sum(stage["parameters"] for stage in live)}
+
+
+def _name_trials_again(old: dict[str, Any]) -> dict[str, Any]:
+    """Schema 1 named a trial by a spec of whole epochs; what points to a trial gets the name of today's spec."""
+    names: dict[str | None, str | None] = {}
+
+    def renamed(spec: dict[str, Any]) -> dict[str, Any]:
+        return {**spec, "parent": names.get(spec["parent"], spec["parent"])}
+
+    # A parent before what continues it.
+    for trial in sorted(old["trials"], key=lambda trial: trial["spec"]["first_epoch"]):
+        name = hashlib.sha256(to_json(trial["spec"])).hexdigest()[:16]
+        names[name] = TrialSpec.model_validate_json(json.dumps(renamed(trial["spec"]))).key
+    choice = {**old["choice"], "trial": names.get(old["choice"]["trial"], old["choice"]["trial"])}
+    return {**old, "choice": choice, "trials": [trial | {"spec": renamed(trial["spec"])} for trial in old["trials"]]}
+
+
+_UPGRADES: Mapping[type[Record], tuple[Callable[[dict[str, Any]], dict[str, Any]], ...]] = {
+    Evidence: (_count_live_parameters, _name_trials_again),
+}
+"""By record: the function at place n turns a content of schema n into one of schema n + 1."""
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _REFUSED = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST, errno.EISDIR)
@@ -93,7 +122,8 @@ def read_record(path: Path, record_class: type[_R], *, upgrades: Upgrades | None
     Args:
         path: The file.
         record_class: What it holds.
-        upgrades: By schema number, what turns a content into that of the next number.
+        upgrades: By schema number, what turns a content into that of the next number; None takes those that
+            belong to the record.
 
     Returns:
         The record.
@@ -420,12 +450,15 @@ def _revive(content: Any, record_class: type[_R], path: Path, upgrades: Upgrades
             schema=schema,
             newest=newest,
         )
-    for number in range(schema, newest):
-        if number not in (upgrades or {}):
-            raise BadArgument(f"BadArgument: no upgrade from schema {number} of {name} was given.", schema=number)
-        content = (upgrades or {})[number](content)
+    known = dict(enumerate(_UPGRADES.get(record_class, ()))) if upgrades is None else upgrades
     try:
+        for number in range(schema, newest):
+            if number not in known:
+                raise BadArgument(f"BadArgument: no upgrade from schema {number} of {name} was given.", schema=number)
+            content = known[number](content)
         return record_class.model_validate_json(json.dumps(content))
+    except KeyError as error:
+        _refuse_content(path, record_class, f"{error} is missing", error)
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"])) or "the whole"

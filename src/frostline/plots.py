@@ -24,7 +24,7 @@ PALETTES: Mapping[str, Mapping[str, str]] = {
         "line": "#dfe4ea",
         "frozen": "#1f6fb2",
         "frozen-soft": "#d8e8f6",
-        "live": "#b8500a",
+        "live": "#a84909",
         "live-soft": "#fbe4d1",
         "probe": "#7b8794",
         "probe-soft": "#7b879426",
@@ -102,9 +102,9 @@ def depth_curve(graph: CutGraph, prior: Prior, plan: Plan, *, choice: Choice, va
     seen += [bound for rival in choice.rivals for bound in (rival.low, rival.high)]
     ticks = even_ticks(min(seen), max(seen))
     costs = even_ticks(0.0, max([forecast.full_finetunes for forecast in plan.forecasts], default=1.0), about=3)
-    layout = _layout()
+    layout = blank_layout()
     layout["xaxis"] |= {
-        "title": _axis_title("number of frozen stages"),
+        "title": axis_title("number of frozen stages"),
         "range": [-0.6, choice.max_depth + 0.6],
         "dtick": max(1, math.ceil((choice.max_depth + 1) / 20)),
         "anchor": "y2",
@@ -335,7 +335,7 @@ def learning_curves(trials: Sequence[Trial], choice: Choice) -> tuple[Figure, Fi
             "hoverinfo": "text",
         }
         thin = {"mode": "lines", "line": {"color": color, "width": 1, "dash": "dash"}, "showlegend": False}
-        epochs = [f"<b>{name}</b>, epoch {point.epoch}<br>" for point in points]
+        epochs = [f"<b>{name}</b>, epoch {point.epoch:.3g}<br>" for point in points]
 
         def curve(
             values: Sequence[float | None], what: str, shared: Figure = shared, epochs: list[str] = epochs
@@ -350,14 +350,14 @@ def learning_curves(trials: Sequence[Trial], choice: Choice) -> tuple[Figure, Fi
 
 
 def _epoch_figure(data: list[Figure], title: str) -> Figure:
-    layout = _layout()
+    layout = blank_layout()
     last = max([epoch for trace in data for epoch in trace["x"]], default=1)
     layout["xaxis"] |= {
-        "title": _axis_title("epoch; 0 is the warm head"),
+        "title": axis_title("epoch; 0 is the warm head"),
         "range": [-0.4, last + 0.4],
         "dtick": max(1, math.ceil(last / 10)),
     }
-    layout["yaxis"] |= {"title": _axis_title(title)}
+    layout["yaxis"] |= {"title": axis_title(title)}
     values = [value for trace in data for value in trace["y"] if value is not None]
     if values:
         ticks = even_ticks(min(values), max(values))
@@ -426,10 +426,10 @@ def _matrix(classes: Sequence[str], score: Score, shown: Sequence[int], *, is_wr
     if is_written:
         for figure in data:
             figure |= {"texttemplate": "%{text}", "xgap": 1, "ygap": 1}
-    layout = _layout()
+    layout = blank_layout()
     axis = {"type": "category", "showgrid": False, "constrain": "domain"}
-    layout["xaxis"] |= axis | {"title": _axis_title("predicted"), "constraintoward": "left"}
-    layout["yaxis"] |= axis | {"title": _axis_title("true class"), "constraintoward": "top"}
+    layout["xaxis"] |= axis | {"title": axis_title("predicted"), "constraintoward": "left"}
+    layout["yaxis"] |= axis | {"title": axis_title("true class"), "constraintoward": "top"}
     layout["yaxis"] |= {"autorange": "reversed", "scaleanchor": "x"}
     return {"data": data, "layout": layout}
 
@@ -480,11 +480,23 @@ def _short_names(classes: Sequence[str], longest: int = 22) -> list[str]:
     return found
 
 
-def _axis_title(text: str) -> Figure:
+def axis_title(text: str) -> Figure:
+    """The title of an axis, in the quiet colour.
+
+    Example:
+        >>> axis_title("epoch")["text"]
+        'epoch'
+    """
     return {"text": text, "standoff": 12, "font": {"size": 12, "color": "@muted"}}
 
 
-def _layout() -> Figure:
+def blank_layout() -> Figure:
+    """The layout that every figure starts from: colours by name, room for a legend, no drag.
+
+    Example:
+        >>> blank_layout()["paper_bgcolor"]
+        '@card'
+    """
     axis = {
         "color": "@muted",
         "gridcolor": "@line",
@@ -492,7 +504,7 @@ def _layout() -> Figure:
         "zeroline": False,
         "automargin": True,
         "fixedrange": False,
-        "title": _axis_title(""),
+        "title": axis_title(""),
     }
     return {
         "autosize": True,

@@ -5,7 +5,7 @@ frozen, `stages[depth:]` is live. Costs are in seconds, bytes and floating-point
 """
 
 import math
-from typing import Literal
+from typing import ClassVar, Literal
 
 from frostline.network import Cut, CutGraph, ModelSource, Preprocessing, Stage, Wire
 from frostline.record import Record
@@ -545,6 +545,8 @@ class Evidence(Record):
         cost: What it cost.
         parameters_live: Trained parameter elements.
     """
+
+    version: ClassVar[int] = 2
 
     frostline: str
     created: str

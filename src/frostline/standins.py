@@ -253,9 +253,13 @@ class _Feed:
             self.wake()
         for number in self._rewritten.get(place, ()):
             self.wires[number].copy_(self._given[number])
-        new = [self._leaf(leaf, key) for leaf, key in zip(call.leaves, call.storages, strict=True)]
-        if not torch.compiler.is_compiling() and any(at is not None for at in call.same):
-            _give_under_old_names(new, call.same, leaves((args, kwargs)))
+        given = leaves((args, kwargs)) if any(at is not None for at in call.same) else []
+        new = [
+            self._leaf(leaf, key, given[at] if at is not None and at < len(given) else None)
+            for leaf, key, at in zip(call.leaves, call.storages, call.same or (None,) * len(call.leaves), strict=True)
+        ]
+        if given and not torch.compiler.is_compiling():
+            _give_under_old_names(new, call.same, given)
         return rebuild(call.tree, iter(new))
 
     def blank(
@@ -268,12 +272,15 @@ class _Feed:
             return one.expand(shape)
         return torch.empty_strided(shape, dense_stride(shape, stride), dtype=dtype, device=device).copy_(one)
 
-    def _leaf(self, leaf: Any, key: int | None) -> Any:
+    def _leaf(self, leaf: Any, key: int | None, same: Any) -> Any:
         match leaf:
             case Size():
                 return leaf.at(self.batch)
             case Layout():
                 wire = self._wire(leaf, key)
+                if wire is None and isinstance(same, torch.Tensor):
+                    # An `Identity` around a value that the live part computes again, from what is the same for all.
+                    return same
                 return self.blank(*leaf.at(self.batch)[:2], leaf.dtype, self.device) if wire is None else wire
         return leaf
 

@@ -2,16 +2,21 @@
 
 import json
 import re
+import shutil
 import subprocess
 import sys
 from html.parser import HTMLParser
+from pathlib import Path
 
 import pytest
 
-from frostline.errors import NotWritable
-from frostline.records import DataSummary
-from frostline.reporting import render
+import frostline as fl
+from frostline.errors import BadArgument, NewerSchema, NotARun, NotWritable
+from frostline.files import read_record, write_record
+from frostline.records import DataSummary, Evidence
+from frostline.reporting import compare, render, report
 
+FORMATS = sorted((Path(__file__).parent.parent / "data" / "formats").glob("evidence-*.json"))
 HOSTILE = (
     "<script>alert(1)</script>",
     "</script><script>alert(2)</script>",
@@ -229,3 +234,173 @@ def test_render_does_not_load_torch(fake_evidence, tmp_path):
 
     assert found.stdout.strip() == "[]"
     assert (tmp_path / "report.html").exists()
+
+
+# --- run folders ------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def run_folder(fake_evidence, tmp_path):
+    """Make a folder of a finished run; returns its path."""
+
+    def make(name, **changes):
+        evidence = fake_evidence(**{key: changes.pop(key) for key in ("depth", "classes") if key in changes})
+        write_record(tmp_path / name / "evidence.json", evidence.model_copy(update=changes))
+        return tmp_path / name
+
+    return make
+
+
+def test_report_leaves_page_and_summary(run_folder):
+    run = run_folder("run")
+
+    assert report(run) == run / "report.html"
+    assert (run / "summary.md").read_text("utf-8").startswith("### Freeze the first 7")
+
+
+@pytest.mark.parametrize(
+    ("holds", "says"),
+    [
+        (None, "does not exist. A run folder is needed"),
+        ("photo.png", r"holds no run \(no evidence.json\)"),
+        ("arguments.json", r"not finished \(no evidence.json\). Start its `frostline fit` again"),
+    ],
+)
+def test_what_is_no_finished_run_is_refused_with_the_reason(run_folder, tmp_path, holds, says):
+    if holds:
+        (tmp_path / "other").mkdir()
+        (tmp_path / "other" / holds).write_text("{}")
+
+    with pytest.raises(NotARun, match=says):
+        compare(run_folder("run"), tmp_path / "other")
+    with pytest.raises(NotARun, match=says):
+        report(tmp_path / "other")
+
+
+def test_a_file_is_no_run(run_folder):
+    with pytest.raises(NotARun, match=r"evidence\.json is a file"):
+        report(run_folder("run") / "evidence.json")
+
+
+@pytest.mark.parametrize("runs", [(), ("run",)])
+def test_fewer_than_two_runs_are_nothing_to_compare(runs):
+    with pytest.raises(BadArgument, match=r"two or more are compared\. Add another run folder"):
+        compare(*runs)
+
+
+def test_comparison_is_one_small_file_beside_the_first_run(run_folder):
+    runs = [run_folder("a"), run_folder("b", depth=3)]
+
+    record = compare(*runs)
+
+    file = runs[0].parent / "comparison.html"
+    assert record.file == str(file)
+    assert file.stat().st_size < 8_000_000
+    assert [run.run for run in record.runs] == [str(run) for run in runs]
+
+
+def test_comparison_goes_where_it_is_told(run_folder, tmp_path):
+    compare(run_folder("a"), run_folder("b"), out=tmp_path / "new" / "page.html")
+
+    assert (tmp_path / "new" / "page.html").exists()
+
+
+def test_equal_runs_give_equal_bytes(run_folder, tmp_path):
+    runs = [run_folder("a"), run_folder("b", depth=3)]
+
+    one, two = (Path(compare(*runs, out=tmp_path / name).file).read_bytes() for name in ("one.html", "two.html"))
+
+    assert one == two
+
+
+def test_comparison_is_whole_and_told_to_those_who_cannot_see_it(run_folder, hostile_evidence, tmp_path):
+    bad = run_folder(
+        "b", **{name: getattr(hostile_evidence, name) for name in ("data", "source", "choice", "arguments")}
+    )
+    shutil.move(bad, tmp_path / "<img src=x onerror=alert(4)>")
+    outline = Outline()
+
+    outline.feed(
+        Path(
+            compare(run_folder("a"), tmp_path / "<img src=x onerror=alert(4)>", out=tmp_path / "c.html").file
+        ).read_text("utf-8")
+    )
+
+    assert outline.open == []
+    assert not outline.all("img")
+    assert len(outline.all("script")) == 3
+    assert len(outline.all("caption")) == len(outline.all("table"))
+    levels = [int(tag[1]) for tag, _ in outline.found if re.fullmatch("h[1-6]", tag)]
+    assert all(after <= before + 1 for before, after in zip([0, *levels], levels, strict=False))
+    ids = [attrs["id"] for _, attrs in outline.found if "id" in attrs]
+    asked = [attrs["href"][1:] for attrs in outline.all("a")]
+    asked += [attrs[name] for _, attrs in outline.found for name in ("aria-labelledby", "data-copy") if name in attrs]
+    assert len(ids) == len(set(ids))
+    assert set(asked) <= set(ids)
+
+
+def test_compare_does_not_load_torch(run_folder, tmp_path):
+    runs = [str(run_folder(name)) for name in "ab"]
+    code = f"import sys, frostline as fl\nfl.compare(*{runs!r})\nprint('torch' in sys.modules)"
+
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+
+    assert found.stdout.strip() == "False"
+
+
+# --- older and newer runs ---------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("file", FORMATS, ids=lambda file: file.stem)
+def test_a_run_of_every_schema_is_read_and_written_again(file, tmp_path):
+    shutil.copy(file, tmp_path / "evidence.json")
+
+    report(tmp_path)
+
+    assert "Freeze everything but the head" in (tmp_path / "report.html").read_text("utf-8")
+    assert "| live parameters | 14 of 108 |" in (tmp_path / "summary.md").read_text("utf-8")
+
+
+def test_there_is_a_sample_of_every_schema():
+    assert [json.loads(file.read_text("utf-8"))["schema"] for file in FORMATS] == list(range(Evidence.version + 1))
+
+
+def test_an_upgraded_run_equals_the_same_run_of_today():
+    old, *_, today = (read_record(file, Evidence) for file in FORMATS)
+
+    assert old == today
+
+
+@pytest.mark.parametrize("file", FORMATS, ids=lambda file: file.stem)
+def test_a_run_of_every_schema_knows_its_chosen_trial_and_the_parents(file):
+    evidence = read_record(file, Evidence)
+
+    names = {trial.spec.key for trial in evidence.trials}
+    assert evidence.choice.trial in names
+    assert {trial.spec.parent for trial in evidence.trials} - {None} <= names
+
+
+def test_an_old_run_and_one_of_today_are_compared(tmp_path):
+    pair = FORMATS[0], FORMATS[-1]
+    for file in pair:
+        (tmp_path / file.stem).mkdir()
+        shutil.copy(file, tmp_path / file.stem / "evidence.json")
+
+    (difference,) = fl.compare(*(tmp_path / file.stem for file in pair)).differences
+
+    assert (difference.difference, difference.verdict) == (0.0, "not decided")
+
+
+def test_a_run_of_a_later_version_is_refused(tmp_path):
+    content = json.loads(FORMATS[-1].read_text("utf-8")) | {"schema": Evidence.version + 1}
+    (tmp_path / "evidence.json").write_text(json.dumps(content), "utf-8")
+
+    with pytest.raises(NewerSchema, match="Install a later version"):
+        report(tmp_path)
+
+
+def test_an_old_run_that_is_cut_short_is_refused_with_what_is_missing(tmp_path):
+    (tmp_path / "evidence.json").write_text('{"schema": 0}', "utf-8")
+
+    with pytest.raises(NotARun, match="'graph' is missing"):
+        report(tmp_path)

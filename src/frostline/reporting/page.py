@@ -149,7 +149,7 @@ def rivals(evidence: Evidence) -> tuple[Row, ...]:
             {
                 "depth": choice.depth,
                 "stage": visible(choice.stage_name),
-                "epochs": chosen.spec.first_epoch + chosen.spec.epochs if chosen else "",
+                "epochs": f"{chosen.epochs:.3g}" if chosen else "",
                 "accuracy": interval(valid.accuracy, valid.low, valid.high),
                 "loss": decimal(valid.loss),
                 "difference": "",
@@ -169,7 +169,7 @@ def _rival(rival: Rival) -> Row:
     return {
         "depth": rival.depth,
         "stage": visible(rival.stage_name),
-        "epochs": rival.epochs,
+        "epochs": f"{rival.epochs:.3g}",
         "accuracy": interval(rival.accuracy, rival.low, rival.high),
         "loss": decimal(rival.loss),
         "difference": difference,
@@ -279,14 +279,14 @@ def _trial(trial: Trial, name: str, *, is_chosen: bool) -> Row:
     spec = trial.spec
     recipe = spec.recipe
     first = spec.first_epoch + 1
-    last = spec.first_epoch + spec.epochs
+    last = trial.epochs
     return {
         "name": name,
-        "epochs": f"{first}" if first >= last else f"{first}–{last}",
+        "epochs": f"{last:.3g}" if first >= last else f"{first:.3g}–{last:.3g}",
         "rate": f"{rate(recipe.learning_rate)}, {rate(recipe.head_learning_rate)}",
         "schedule": recipe.schedule,
         "norms": recipe.norm_mode,
-        "best": trial.best_epoch,
+        "best": f"{trial.best_epoch:.3g}",
         "loss": decimal(trial.loss),
         "accuracy": share(trial.accuracy) if trial.hits and not trial.failure else "",
         "seconds": duration(trial.seconds),
