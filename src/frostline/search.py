@@ -25,9 +25,10 @@ digits the smallest rate was ahead of the largest (.57 against .76 nats), after 
 RISE_STEPS = 10
 """Steps over which the rate rises at the start of an arm."""
 
-AVERAGING = 0.9
-"""What the running average of an arm's weights keeps of itself at each step: at a constant rate the noise of the
-last steps hides what a depth is good for."""
+AVERAGING = 0.98
+"""What the running average of an arm's weights keeps of itself at each step, less in the first steps. At a constant
+rate the noise of the last steps hides what a depth is good for: after 40 steps on sign digits the weights with nothing
+frozen were right in .674 of the pictures, their average in .944."""
 
 LEARNING_RATES = (1e-3, 3e-4, 1e-4)
 """In the order of trial: from what convolutions on small pictures need to what attention networks bear."""
