@@ -259,7 +259,8 @@ def row_in_process(
 
 
 def head_of(subject: Subject) -> dict[str, Any]:
-    return {"key": subject.key, "kind": subject.kind, "family": subject.family, "proofs": subject.proofs or "all"}
+    head = {"key": subject.key, "kind": subject.kind, "family": subject.family, "proofs": subject.proofs or "all"}
+    return head | {"name": subject.member or subject.family}
 
 
 def write_row(subject: Subject, file: Path, smallest: Mapping[str, str], limit: float) -> None:
