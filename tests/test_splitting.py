@@ -1,4 +1,5 @@
 import copy
+import gc
 
 import pytest
 import torch
@@ -818,3 +819,22 @@ def test_network_that_no_one_can_train_is_said_to_be_so():
     reason = fl.prove(net, fl.trace(net, example), 0, example=example)
 
     assert reason.startswith("the network itself cannot be trained in eval mode: one of the variables needed")
+
+
+def test_proof_frees_its_copies_at_once():
+    net, x = nn.Sequential(*[nn.Linear(16, 16) for _ in range(4)]), torch.randn(4, 16)
+    graph = fl.trace(net, x)
+
+    def held():
+        return sum(type(thing) is nn.Parameter and thing.shape == (16, 16) for thing in gc.get_objects())
+
+    gc.collect()
+    before = held()
+    gc.disable()
+    try:
+        fl.prove(net, graph, 2, example=x)
+        after = held()
+    finally:
+        gc.enable()
+
+    assert after == before

@@ -285,10 +285,13 @@ def _difference(model: nn.Module, graph: CutGraph, depth: int, example: Any) -> 
     for name, weight in whole.named_parameters():
         weight.requires_grad_(name not in frozen and weight.is_floating_point())
     inputs = recording.inputs.flatten(arguments(example))
-    with repeatable_torch(), _unfused(whole):
+    with repeatable_torch(), _unfused(whole), contextlib.ExitStack() as end:
+        end.callback(_let_go, whole)
         below = Frozen(whole, graph, depth)
+        end.callback(_let_go, below.module)
         fixed = below.fixed()
         live = with_stand_ins(whole, recording, depth, fixed=fixed, fill=math.nan)
+        end.callback(_let_go, live)
         wires = below(*inputs)
         args, kwargs = recording.inputs.bind(inputs)
         expected = tensors(whole(*args, **kwargs))
@@ -311,6 +314,14 @@ def _difference(model: nn.Module, graph: CutGraph, depth: int, example: Any) -> 
             return why or _train_mode_trouble(live, wires)
         except _OWN_ERRORS as error:
             return f"its own code fails on stand-ins with {type(error).__name__}: {_first_line(error)}"
+
+
+def _let_go(copy: nn.Module) -> None:
+    """Free the tensors of a copy that is done with: it refers to itself, so that it would wait for the collector."""
+    for module in copy.modules():
+        if not isinstance(module, torch.jit.ScriptModule):
+            module._parameters.clear()
+            module._buffers.clear()
 
 
 @contextlib.contextmanager
