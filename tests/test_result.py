@@ -29,7 +29,7 @@ def test_the_summary_holds_what_the_command_line_promises(tmp_path):
     assert {"depth", "max_depth", "stage_name", "test", "valid", "cost", "seconds", "report"} <= set(summary)
     assert {"accuracy", "low", "high"} <= set(summary["test"])
     assert summary["test"]["low"] <= summary["test"]["accuracy"] <= summary["test"]["high"]
-    assert set(summary["cost"]["full_finetunes"]) == {"seconds", "flops"}
+    assert set(summary["cost"]["full_finetunes"]) == {"seconds", "flops", "search_flops"}
     assert json.loads(json.dumps(summary)) == summary
 
 

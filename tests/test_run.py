@@ -95,6 +95,21 @@ def test_the_budget_in_operations_holds(tmp_path):
     assert result.cost.share_flops <= 1.0
 
 
+def test_what_choosing_cost_is_told_apart_from_training_what_was_chosen(tmp_path):
+    searched = fl.fit(small_task(), budget=4.0, epochs=12, engine="torch", out=tmp_path / "searched")
+    given = fl.fit(small_task(), depth=-1, epochs=12, engine="torch", out=tmp_path / "given")
+
+    trials = {trial.spec.key: trial for trial in searched.evidence.trials}
+    trial, own = trials[searched.choice.trial], 0.0
+    while trial:
+        own += trial.flops
+        trial = trials.get(trial.spec.parent)
+    rest = sum(trial.flops for trial in trials.values()) - own
+    assert own > 0
+    assert rest < searched.cost.search_flops < searched.cost.flops - own
+    assert given.cost.share_search < searched.cost.share_search
+
+
 def test_the_test_part_plays_no_part_in_the_choice(tmp_path):
     plain = points(2)
     order = torch.randperm(len(plain), generator=torch.Generator().manual_seed(3))

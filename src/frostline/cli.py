@@ -384,9 +384,10 @@ def _print_result(result: Any, *, as_json: bool) -> None:
     print(
         f"Test accuracy {test.accuracy:.3f} (95 % interval {test.low:.3f} to {test.high:.3f}, {test.samples:,} samples)"
     )
+    choosing = "" if cost.share_search is None else f", of which {cost.share_search:.2f} went into choosing"
     print(
         f"Cost {cost.share_seconds:.2f} full fine-tunes by seconds ({duration(cost.seconds)}), "
-        f"{cost.share_flops:.2f} by counted operations"
+        f"{cost.share_flops:.2f} by counted operations{choosing}"
     )
     print(f"Report {writable(str(result.report))}")
 

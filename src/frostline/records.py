@@ -481,6 +481,8 @@ class Cost(Record):
         full_finetune_seconds: Median of five timed steps at depth 0, times the planned steps.
         full_finetune_flops: Three forward passes for each sample and epoch.
         by_phase: Seconds by phase, ("read", 1.2) and so on; reading and compiling included here only.
+        search_flops: Of the operations, those that went into choosing: all but the chosen trial, its parents,
+            its kept rows and the scoring of the test part. None where an older version did not count them.
     """
 
     seconds: float
@@ -488,6 +490,7 @@ class Cost(Record):
     full_finetune_seconds: float
     full_finetune_flops: float
     by_phase: tuple[tuple[str, float], ...]
+    search_flops: float | None = None
 
     @property
     def share_seconds(self) -> float:
@@ -498,6 +501,13 @@ class Cost(Record):
     def share_flops(self) -> float:
         """Cost in full fine-tunes, by counted operations."""
         return self.flops / self.full_finetune_flops if self.full_finetune_flops else 0.0
+
+    @property
+    def share_search(self) -> float | None:
+        """What choosing cost, in full fine-tunes, by counted operations."""
+        if self.search_flops is None or not self.full_finetune_flops:
+            return None
+        return self.search_flops / self.full_finetune_flops
 
 
 class DataSummary(Record):

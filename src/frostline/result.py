@@ -80,7 +80,11 @@ class Result:
             "valid": _brief(evidence.valid),
             "disagreement": evidence.disagreement,
             "cost": {
-                "full_finetunes": {"seconds": cost.share_seconds, "flops": cost.share_flops},
+                "full_finetunes": {
+                    "seconds": cost.share_seconds,
+                    "flops": cost.share_flops,
+                    "search_flops": cost.share_search,
+                },
                 "seconds": cost.seconds,
                 "flops": cost.flops,
                 "full_finetune_seconds": cost.full_finetune_seconds,

@@ -513,19 +513,33 @@ def cost_of(site: Site, plan: Plan, trials: tuple[Trial, ...], choice: Choice) -
     """Add up seconds and operations, and what one full fine-tune would have taken."""
     task, graph, forward = site.task, site.graph, site.graph.flops
     trained, checked, tested = len(task.train), len(task.valid), len(task.test)
-    depths = {trial.spec.depth for trial in trials}
-    passes = sum(graph.frozen_share(depth) * forward * (trained * plan.views + checked) for depth in depths)
+    passes = {
+        depth: graph.frozen_share(depth) * forward * (trained * plan.views + checked)
+        for depth in {trial.spec.depth for trial in trials}
+    }
     scoring = forward * tested * (1 + graph.frozen_share(choice.depth))
     timing = 5 * 3 * forward * BATCH
+    flops = forward * trained + sum(passes.values()) + scoring + timing + sum(trial.flops for trial in trials)
+    kept = passes[choice.depth] + sum(trial.flops for trial in chain_of(choice.trial, trials))
     seconds = dict(site.clock.by_phase) | {"train": sum(trial.seconds for trial in trials)}
     steps = plan.budget.epochs * -(-trained // plan.recipe.batch_size)
     return Cost(
         seconds=sum(seconds.get(phase, 0.0) for phase in COUNTED),
-        flops=forward * trained + passes + scoring + timing + sum(trial.flops for trial in trials),
+        flops=flops,
         full_finetune_seconds=plan.rates.step_seconds * steps,
         full_finetune_flops=3.0 * forward * trained * plan.budget.epochs,
         by_phase=tuple(seconds.items()),
+        search_flops=flops - scoring - kept,
     )
+
+
+def chain_of(key: str, trials: tuple[Trial, ...]) -> list[Trial]:
+    """A trial and its parents, the last first."""
+    by_spec = {trial.spec.key: trial for trial in trials}
+    chain = [by_spec[key]]
+    while parent := chain[-1].spec.parent:
+        chain.append(by_spec[parent])
+    return chain
 
 
 def plan(

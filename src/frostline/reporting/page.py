@@ -104,7 +104,8 @@ def cards(evidence: Evidence) -> tuple[Row, ...]:
             "value": share(cost.share_seconds),
             "spread": "full fine-tunes",
             "note": f"{duration(cost.seconds)} against {duration(cost.full_finetune_seconds)}; "
-            f"{share(cost.share_flops)} by operations",
+            f"{share(cost.share_flops)} by operations"
+            + (f", {share(cost.share_search)} of it to choose" if cost.share_search is not None else ""),
         },
         {
             "name": "Frozen stages",
