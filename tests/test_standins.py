@@ -100,7 +100,7 @@ def test_buffer_that_glue_reads_stays_and_is_not_in_the_state():
 
 
 class PlacesThroughIdentity(nn.Module):
-    """Relative places, computed from weights by the root's own code, pass through an `Identity` and reach every block."""
+    """Relative places, which the root computes from weights, pass through an `Identity` and reach every block."""
 
     def __init__(self):
         super().__init__()

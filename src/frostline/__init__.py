@@ -26,6 +26,7 @@ _HOME = {
     "Thaw": "freezing",
     "cache": "features",
     "probe": "probing",
+    "probe_tangent": "tangent",
     "tune": "tuning",
     "score": "scoring",
     "choose": "choosing",
