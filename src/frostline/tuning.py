@@ -76,7 +76,7 @@ def tune(
         >>> labels = {"train_labels": part.labels, "valid_labels": part.labels}
         >>> trial = fl.tune(net, part, part, **labels, spec=spec, save_to=tmp / "trial.safetensors")
         >>> [point.epoch for point in trial.curve], trial.failure
-        ([0, 1, 2, 3], None)
+        ([0.0, 1.0, 2.0, 3.0], None)
 
     Source:
         Loshchilov and Hutter, Decoupled weight decay regularization, 2019; the warm head is Kumar
