@@ -501,7 +501,7 @@ def main() -> None:
     run(wanted, folder, jobs=options.jobs, limit=options.limit)
     files = [row_file(folder, subject) for subject in subjects(KINDS)]
     rows = [json.loads(file.read_text()) for file in files if file.exists()]
-    found = {"rows": rows, **summary(rows), **setting()}
+    found = {"rows": rows, **setting(), **summary(rows)}
     write(options.json, found)
     if options.markdown:
         options.markdown.write_text(page(found))
