@@ -27,7 +27,8 @@ from tasks import TASKS, load
 import frostline as fl
 from frostline.claims import machine
 
-TRUTH = Path(__file__).parent / "results" / "truth"
+RESULTS = Path(__file__).parent / "results"
+TRUTH, RIVALS = RESULTS / "truth", RESULTS / "rivals"
 HALVINGS = 200
 RESAMPLES = 1000
 
@@ -210,18 +211,21 @@ def rival_rows(tasks: Sequence[str], seeds: Sequence[int]) -> list[dict[str, Any
     for task in tasks:
         truth = truth_of(task)
         depths = worth(truth)
-        for seed in seeds:
-            for name, outcome in rivals.looked_up(truth, seed=seed).items():
-                rows.append(
-                    {
-                        "rival": name,
-                        "task": task,
-                        "seed": seed,
-                        "depth": outcome.depth,
-                        "cost": outcome.cost,
-                        "regret": regret(depths, hits_of(outcome.test_hits), draw=random.Random(0)),
-                    }
-                )
+        outcomes = [(name, seed, found) for seed in seeds for name, found in rivals.looked_up(truth, seed=seed).items()]
+        file = RIVALS / f"{task}.json"
+        trained = json.loads(file.read_text())["rows"] if file.exists() else []
+        outcomes += [(row["rival"], row["seed"], rivals.outcome_of(row)) for row in trained]
+        for name, seed, outcome in outcomes:
+            rows.append(
+                {
+                    "rival": name,
+                    "task": task,
+                    "seed": seed,
+                    "depth": outcome.depth,
+                    "cost": outcome.cost,
+                    "regret": regret(depths, hits_of(outcome.test_hits), draw=random.Random(0)),
+                }
+            )
     return rows
 
 
