@@ -14,21 +14,16 @@ from torch.nn import functional as F
 
 from frostline.calibration import best_temperature
 from frostline.copies import copy_of
-from frostline.cost import wilson
 from frostline.data import Samples
 from frostline.events import Listener, silent, watched
 from frostline.files import write_whole
 from frostline.fingerprint import of_tensors
+from frostline.leaving_out import leave_one_out, worth
 from frostline.recording import Recording
 from frostline.records import CutGraph, Prior, Vote, Wire
 from frostline.trees import leaves
 
 Runner = Callable[[tuple[torch.Tensor, ...]], tuple[torch.Tensor, ...]]
-
-PENALTIES = 13
-"""Points of the logarithmic grid of ridge penalties, from `LOWEST` to `HIGHEST` times the mean eigenvalue."""
-
-LOWEST, HIGHEST = 1e-4, 1e2
 
 NEIGHBOURS = (1, 5, 20)
 """Numbers of nearest samples that may decide, the best of which counts."""
@@ -114,15 +109,9 @@ def _gathered(
 
 
 def _vote(depth: int, fit: "RidgeFit", labels: torch.Tensor, *, knn: float) -> Vote:
-    hits = int((fit.left_out.argmax(dim=1) == labels).sum())
-    low, high = wilson(hits, len(labels))
-    logits = fit.left_out * best_temperature(fit.left_out, labels)
     return Vote(
         depth=depth,
-        accuracy=hits / len(labels),
-        low=low,
-        high=high,
-        loss=float(F.cross_entropy(logits, labels)),
+        **worth(fit.left_out, labels)._asdict(),
         penalty=fit.penalty,
         features=fit.weight.shape[1],
         knn=knn,
@@ -176,22 +165,9 @@ def ridge(features: torch.Tensor, targets: torch.Tensor) -> RidgeFit:
     values, vectors = torch.linalg.eigh(x @ x.T if wide else x.T @ x)
     values = values.clamp_min(0.0)
     projected = vectors * values.sqrt() if wide else x @ vectors
-    squares, products = projected.square(), projected.T @ y
-    # Features that never vary have no scale; any will do.
-    scale = max(float(values.mean()), 1e-100)
-    best: tuple[float, float, torch.Tensor] | None = None
-    for penalty in (scale * torch.logspace(math.log10(LOWEST), math.log10(HIGHEST), PENALTIES, dtype=x.dtype)).tolist():
-        shrunk = 1.0 / (values + penalty)
-        leverage = squares @ shrunk + 1.0 / samples
-        # A row that its own fit reproduces exactly has nothing to say once it is left out.
-        residual = (y - projected @ (shrunk[:, None] * products)) / (1.0 - leverage).clamp_min(1e-12)[:, None]
-        error = float(residual.square().sum())
-        if best is None or error < best[0]:
-            best = (error, penalty, residual)
-    assert best is not None
-    _, penalty, residual = best
+    residual, penalty = leave_one_out(values, projected, y)
     shrunk = 1.0 / (values + penalty)
-    weight = ((x.T @ vectors) * shrunk) @ (vectors.T @ y) if wide else vectors @ (shrunk[:, None] * products)
+    weight = ((x.T @ vectors) * shrunk) @ (vectors.T @ y) if wide else vectors @ (shrunk[:, None] * (projected.T @ y))
     return RidgeFit(left_out=y + y_mean - residual, penalty=penalty, weight=weight.T, bias=y_mean - x_mean @ weight)
 
 

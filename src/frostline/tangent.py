@@ -12,11 +12,10 @@ from torch.autograd.graph import GradientEdge, get_gradient_edge
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
-from frostline.calibration import best_temperature
 from frostline.copies import copy_of, full_precision, plain_torch
-from frostline.cost import wilson
 from frostline.data import Samples
 from frostline.events import Listener, silent, watched
+from frostline.leaving_out import leave_one_out, worth
 from frostline.record import Record
 from frostline.recording import Recording
 from frostline.records import CutGraph
@@ -26,9 +25,6 @@ Normalisation = Literal["none", "trace", "squared weight norm"]
 
 WIDTH = 2048
 """Numbers kept of a stage's gradient for each sample and direction; a stage with fewer weights is kept exactly."""
-
-PENALTIES, LOWEST, HIGHEST = 13, 1e-4, 1e2
-"""The logarithmic grid of penalties, in mean eigenvalues: that of the ridge probe, so that both votes compare."""
 
 
 @final
@@ -159,11 +155,7 @@ def votes(
     found = []
     for depth in graph.open_depths:
         left_out, penalty = kernel_ridge(kernels.above(depth, normalisation), targets)
-        hits = int((left_out.argmax(dim=1) == labels).sum())
-        low, high = wilson(hits, len(labels))
-        loss = float(F.cross_entropy(left_out * best_temperature(left_out, labels), labels))
-        share = hits / len(labels)
-        found.append(TangentVote(depth=depth, accuracy=share, low=low, high=high, loss=loss, penalty=penalty))
+        found.append(TangentVote(depth=depth, **worth(left_out, labels)._asdict(), penalty=penalty))
     return tuple(found)
 
 
@@ -187,19 +179,8 @@ def kernel_ridge(kernel: torch.Tensor, targets: torch.Tensor) -> tuple[torch.Ten
     mean = targets.mean(dim=0)
     values, vectors = torch.linalg.eigh(kernel)
     values = values.clamp_min(0.0)
-    squares, products = vectors.square(), vectors.T @ (targets - mean)
-    # A kernel that never varies has no scale; any will do.
-    scale = max(float(values.mean()), 1e-100)
-    penalties = scale * torch.logspace(math.log10(LOWEST), math.log10(HIGHEST), PENALTIES, dtype=torch.float64)
-
-    def residual(penalty: float) -> torch.Tensor:
-        kept = values / (values + penalty)
-        free = (1.0 - squares @ kept - 1.0 / len(kernel)).clamp_min(1e-12)
-        return torch.div(targets - mean - vectors @ (kept[:, None] * products), free[:, None])
-
-    residuals = {penalty: residual(penalty) for penalty in penalties.tolist()}
-    penalty = min(residuals, key=lambda each: float(residuals[each].square().sum()))
-    return targets - residuals[penalty], penalty
+    residual, penalty = leave_one_out(values, vectors * values.sqrt(), targets - mean)
+    return targets - residual, penalty
 
 
 def stage_kernels(

@@ -1,0 +1,97 @@
+"""Each sample predicted from all others: ridge regression in closed form, and what its predictions are worth."""
+
+import math
+from typing import NamedTuple
+
+import torch
+from torch.nn import functional as F
+
+from frostline.calibration import best_temperature
+from frostline.cost import wilson
+
+PENALTIES = 13
+"""Points of the logarithmic grid of ridge penalties, from `LOWEST` to `HIGHEST` times the mean eigenvalue."""
+
+LOWEST, HIGHEST = 1e-4, 1e2
+
+
+class LeftOut(NamedTuple):
+    """What a ridge regression says of each row without it.
+
+    Args:
+        residual: (N, K), target less prediction.
+        penalty: The one of least squared error.
+    """
+
+    residual: torch.Tensor
+    penalty: float
+
+
+def leave_one_out(values: torch.Tensor, projected: torch.Tensor, targets: torch.Tensor) -> LeftOut:
+    """Choose the ridge penalty by the exact leave-one-out error, with a bias that is not penalised.
+
+    Args:
+        values: Eigenvalues of the kernel or of the features' products, none below 0.
+        projected: (N, len(values)), the centred features along the eigenvectors.
+        targets: (N, K), centred.
+
+    Returns:
+        Residuals of the rows that are left out, and the penalty.
+
+    Example:
+        >>> import torch
+        >>> x = torch.linspace(-1, 1, 20, dtype=torch.float64).reshape(20, 1)
+        >>> found = leave_one_out((x * x).sum()[None], x, 3 * x)
+        >>> bool(found.residual.abs().max() < 0.01)
+        True
+
+    Source:
+        Allen, The relationship between variable selection and data augmentation and a method for
+        prediction, 1974 (PRESS).
+    """
+    squares, products = projected.square(), projected.T @ targets
+    # What never varies has no scale; any will do.
+    scale = max(float(values.mean()), 1e-100)
+    grid = torch.logspace(math.log10(LOWEST), math.log10(HIGHEST), PENALTIES, dtype=targets.dtype)
+    best: tuple[float, LeftOut] | None = None
+    for penalty in (scale * grid).tolist():
+        shrunk = 1.0 / (values + penalty)
+        leverage = squares @ shrunk + 1.0 / len(targets)
+        # A row that its own fit reproduces exactly has nothing to say once it is left out.
+        residual = (targets - projected @ (shrunk[:, None] * products)) / (1.0 - leverage).clamp_min(1e-12)[:, None]
+        error = float(residual.square().sum())
+        if best is None or error < best[0]:
+            best = error, LeftOut(residual, penalty)
+    assert best is not None
+    return best[1]
+
+
+class Worth(NamedTuple):
+    """What predictions are worth: accuracy, its 95 % Wilson interval, and loss in nats after the best temperature."""
+
+    accuracy: float
+    low: float
+    high: float
+    loss: float
+
+
+def worth(predictions: torch.Tensor, labels: torch.Tensor) -> Worth:
+    """Compare predictions with labels.
+
+    Args:
+        predictions: (N, K) scores.
+        labels: (N,) class numbers.
+
+    Returns:
+        Accuracy with its interval, and loss.
+
+    Example:
+        >>> import torch
+        >>> found = worth(torch.eye(2).repeat(10, 1), torch.tensor([0, 1] * 10))
+        >>> found.accuracy, round(found.low, 3)
+        (1.0, 0.839)
+    """
+    hits = int((predictions.argmax(dim=1) == labels).sum())
+    low, high = wilson(hits, len(labels))
+    loss = float(F.cross_entropy(predictions * best_temperature(predictions, labels), labels))
+    return Worth(hits / len(labels), low, high, loss)
