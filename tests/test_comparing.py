@@ -2,9 +2,9 @@ import statistics
 
 from hypothesis import given
 from hypothesis import strategies as st
-from races import LITE, plan_of, trial_of, votes_of
+from races import LITE, carried_out, plan_of, trial_of, votes_of
 
-from frostline.comparing import by_key, is_within, paired
+from frostline.comparing import by_key, chain_of, is_within, paired
 from frostline.search import strategy
 
 figures = st.lists(st.tuples(st.floats(-10, 10), st.floats(-10, 10)), min_size=2, max_size=30)
@@ -46,3 +46,13 @@ def test_of_a_spec_that_was_run_twice_the_better_trial_counts_in_either_order():
     kept = [by_key(order)[spec.key] for order in ((failed, worse, better), (better, worse, failed))]
 
     assert kept == [better, better]
+
+
+def test_a_chain_begins_with_the_oldest_trial_and_a_missing_parent_ends_it():
+    trials = carried_out(LITE, plan_of(LITE), lambda spec: trial_of(spec, 0.1 + spec.depth / 20))
+    by_spec = by_key(trials)
+    last = next(trial for trial in trials if trial.spec.parent)
+    parent = by_spec[str(last.spec.parent)]
+
+    assert chain_of(last, by_spec) == (parent, last)
+    assert chain_of(last, {}) == (last,)

@@ -1,7 +1,7 @@
-"""Trials side by side: which of two runs of a spec counts, and how far apart two trials are."""
+"""Trials side by side: which of two runs of a spec counts, what a trial stands on, how far apart two are."""
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from frostline.records import Trial
 
@@ -21,6 +21,28 @@ def by_key(trials: Iterable[Trial]) -> dict[str, Trial]:
     """
     ordered = sorted(trials, key=lambda trial: (trial.failure is None, -trial.loss, trial.key))
     return {trial.spec.key: trial for trial in ordered}
+
+
+def chain_of(trial: Trial, trials: Mapping[str, Trial]) -> tuple[Trial, ...]:
+    """A trial and what it was trained on top of, the oldest first.
+
+    Args:
+        trial: The last of the chain.
+        trials: By the key of their spec; a parent that is missing ends the chain.
+
+    Returns:
+        The chain.
+
+    Example:
+        >>> from frostline.records import Recipe, TrialSpec
+        >>> trial = Trial(spec=TrialSpec(depth=3, recipe=Recipe(), seed=0, epochs=1))
+        >>> len(chain_of(trial, {}))
+        1
+    """
+    chain = [trial]
+    while (parent := chain[-1].spec.parent) in trials:
+        chain.append(trials[str(parent)])
+    return tuple(reversed(chain))
 
 
 def paired(ones: Sequence[float], others: Sequence[float]) -> tuple[float, float]:

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from frostline.amounts import axis_share, byte_count, decimal, duration, even_ticks, interval, label, rate, share
+from frostline.comparing import chain_of
 from frostline.records import Choice, CutGraph, Plan, Prior, Score, Trial
 
 Figure = dict[str, Any]
@@ -260,12 +261,8 @@ def chains(trials: Sequence[Trial]) -> tuple[tuple[Trial, ...], ...]:
     parents = {trial.spec.parent for trial in trials}
     found = []
     for key, leaf in by_key.items():
-        if key in parents:
-            continue
-        chain = [leaf]
-        while (parent := chain[0].spec.parent) in by_key:
-            chain.insert(0, by_key[str(parent)])
-        found.append(tuple(chain))
+        if key not in parents:
+            found.append(chain_of(leaf, by_key))
     return tuple(sorted(found, key=lambda chain: (chain[-1].spec.depth, chain[-1].spec.key)))
 
 

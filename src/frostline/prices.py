@@ -34,6 +34,13 @@ class Race(NamedTuple):
     rates: tuple[float, ...]
     epochs: float
 
+    @property
+    def arms(self) -> tuple[int, ...]:
+        """Depths that run a first lap, the middle one for each rate; none where there is nothing to compare."""
+        if len(self.depths) == len(self.rates) == 1:
+            return ()
+        return (*self.depths, *[middle_of(self.depths)] * (len(self.rates) - 1))
+
 
 LAPS = 2
 """Laps of the race: one for all arms, and one more for the two ahead where they cannot be told apart."""
@@ -71,10 +78,7 @@ def race_cost(budget: Budget, race: Race) -> float:
         >>> round(race_cost(budget, Race((1, 2), (1e-3, 3e-4), epochs=1)), 3)
         0.2
     """
-    if len(race.depths) == len(race.rates) == 1:
-        return budget.reserve
-    arms = [*race.depths, *[middle_of(race.depths)] * (len(race.rates) - 1)]
-    spent = budget.reserve + sum(budget.cost(depth, race.epochs) for depth in arms)
+    spent = budget.reserve + sum(budget.cost(depth, race.epochs) for depth in race.arms)
     dear = sorted((budget.live_shares[depth], depth) for depth in race.depths if budget.live_shares[depth] > CHEAP)
     ahead = dear[-2:] if len(dear) > 1 else []
     return spent + sum(budget.cost(depth, race.epochs, race.epochs) for _, depth in ahead)
@@ -96,10 +100,9 @@ def most_cost(budget: Budget, race: Race, finish: float) -> float:
         >>> round(most_cost(budget, Race((1, 2), (1e-3, 3e-4), epochs=1), 5), 3)
         0.4
     """
-    is_raced = len(race.depths) > 1 or len(race.rates) > 1
     cheap = [depth for depth in race.depths if budget.live_shares[depth] <= CHEAP]
     dear = [depth for depth in race.depths if budget.live_shares[depth] > CHEAP]
-    first = race.epochs if is_raced else 0.0
+    first = race.epochs if race.arms else 0.0
     spent = sum(budget.cost(depth, budget.epochs - first, first) for depth in cheap)
     raced = min(finish, first * (LAPS if len(dear) > 1 else 1))
     spent += max((budget.cost(depth, finish - raced, raced) for depth in dear), default=0.0)
@@ -243,13 +246,11 @@ class Prices:
     def search_seconds(self, race: Race, budget: Budget) -> float:
         """Predicted seconds of the stores, the race and the dearest finish that the budget allows."""
         left = budget.limit - race_cost(budget, race)
-        is_raced = len(race.depths) > 1 or len(race.rates) > 1
-        arms = [*race.depths, *[middle_of(race.depths)] * (len(race.rates) - 1)] if is_raced else []
         # The two shallowest run another lap at most.
-        arms += race.depths[:2] if len(race.depths) > 2 else ()
+        arms = (*race.arms, *(race.depths[:2] if len(race.depths) > 2 else ()))
         seconds = sum(self.store_seconds(depth) for depth in race.depths)
         seconds += sum(self.epoch_seconds(depth) * race.epochs for depth in arms)
-        first = race.epochs if is_raced else 0.0
+        first = race.epochs if race.arms else 0.0
         return seconds + max(
             self.epoch_seconds(depth) * affordable_epochs(left, depth, budget, first) for depth in race.depths
         )

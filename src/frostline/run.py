@@ -19,6 +19,7 @@ from torch import nn
 from frostline import search
 from frostline.choosing import choose
 from frostline.claims import gather
+from frostline.comparing import by_key, chain_of
 from frostline.copies import copy_of
 from frostline.cost import Clock, stage_seconds, step_seconds
 from frostline.data import Pictures, Rows, Samples
@@ -520,7 +521,8 @@ def cost_of(site: Site, plan: Plan, trials: tuple[Trial, ...], choice: Choice) -
     scoring = forward * tested * (1 + graph.frozen_share(choice.depth))
     timing = 5 * 3 * forward * BATCH
     flops = forward * trained + sum(passes.values()) + scoring + timing + sum(trial.flops for trial in trials)
-    kept = passes[choice.depth] + sum(trial.flops for trial in chain_of(choice.trial, trials))
+    specs = by_key(trials)
+    kept = passes[choice.depth] + sum(trial.flops for trial in chain_of(specs[choice.trial], specs))
     seconds = dict(site.clock.by_phase) | {"train": sum(trial.seconds for trial in trials)}
     steps = plan.budget.epochs * -(-trained // plan.recipe.batch_size)
     return Cost(
@@ -531,15 +533,6 @@ def cost_of(site: Site, plan: Plan, trials: tuple[Trial, ...], choice: Choice) -
         by_phase=tuple(seconds.items()),
         search_flops=flops - scoring - kept,
     )
-
-
-def chain_of(key: str, trials: tuple[Trial, ...]) -> list[Trial]:
-    """A trial and its parents, the last first."""
-    by_spec = {trial.spec.key: trial for trial in trials}
-    chain = [by_spec[key]]
-    while parent := chain[-1].spec.parent:
-        chain.append(by_spec[parent])
-    return chain
 
 
 def plan(

@@ -352,15 +352,13 @@ def _rungs(plan: Plan, done: Mapping[str, Trial]) -> Iterator[tuple[TrialSpec, .
 
 
 def _begun(plan: Plan, depth: int, rate: float) -> TrialSpec:
-    recipe = plan.recipe.model_copy(
-        update={
-            "learning_rate": rate,
-            "head_scale": head_scale(depth, len(plan.budget.live_shares) - 1),
-            "schedule": "constant",
-            "averaging": AVERAGING,
-        }
-    )
-    return TrialSpec(depth=depth, recipe=recipe, seed=plan.seed, epochs=plan.budget.race_epochs)
+    """An arm of the race, from the pretrained weights."""
+    return _started(plan, depth, plan.budget.race_epochs, learning_rate=rate, schedule="constant", averaging=AVERAGING)
+
+
+def _started(plan: Plan, depth: int, epochs: float, **recipe: float | str) -> TrialSpec:
+    recipe["head_scale"] = head_scale(depth, len(plan.budget.live_shares) - 1)
+    return TrialSpec(depth=depth, recipe=plan.recipe.model_copy(update=recipe), seed=plan.seed, epochs=epochs)
 
 
 def _apart(budget: Budget, arms: Sequence[Trial]) -> tuple[list[Trial], list[Trial]]:
@@ -392,14 +390,7 @@ def _alone(plan: Plan, purse: _Purse) -> TrialSpec:
     """The only depth at the only rate, for as long as can be paid for."""
     depth = plan.candidates[0]
     epochs = affordable_epochs(purse.left, depth, plan.budget, 0.0)
-    recipe = plan.recipe.model_copy(
-        update={
-            "learning_rate": plan.learning_rates[0],
-            "head_scale": head_scale(depth, len(plan.budget.live_shares) - 1),
-            "schedule": "cosine",
-        }
-    )
-    return TrialSpec(depth=depth, recipe=recipe, seed=plan.seed, epochs=max(1, epochs))
+    return _started(plan, depth, max(1, epochs), learning_rate=plan.learning_rates[0], schedule="cosine")
 
 
 def _finished(plan: Plan, purse: _Purse, trial: Trial) -> tuple[TrialSpec, ...]:

@@ -232,15 +232,16 @@ class _Trainee:
     @contextmanager
     def _averaged(self) -> Iterator[None]:
         """Inside, the live part has the averaged weights, if there are any."""
-        weights = [weight.detach() for weight in self.live.parameters()] if self.average else []
+        if not self.average:
+            yield
+            return
+        weights = [weight.detach() for weight in self.live.parameters()]
         own = [weight.clone() for weight in weights]
-        if self.average:
-            torch._foreach_copy_(weights, list(self.average.values()))
+        torch._foreach_copy_(weights, list(self.average.values()))
         try:
             yield
         finally:
-            if self.average:
-                torch._foreach_copy_(weights, own)
+            torch._foreach_copy_(weights, own)
 
     def check(self, rows: Rows, labels: torch.Tensor, step: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Loss in nats, after the temperature that suits the rows best, and hit of each row, in eval mode.
