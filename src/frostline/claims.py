@@ -10,6 +10,7 @@ from pathlib import Path
 
 from frostline.records import (
     Choice,
+    Claim,
     Cost,
     CutGraph,
     DataSummary,
@@ -44,6 +45,7 @@ def gather(
     delta: Delta,
     cost: Cost,
     parameters_live: int | None = None,
+    claims: Sequence[Claim] = (),
 ) -> Evidence:
     """Put the pieces of a run together, with the date, the machine and the version.
 
@@ -63,6 +65,7 @@ def gather(
         delta: The file that was left.
         cost: What it cost.
         parameters_live: Trained parameter elements; None counts those of the live stages.
+        claims: Verdicts on what freezing is said to bring.
 
     Returns:
         The record that `render` shows.
@@ -97,6 +100,7 @@ def gather(
         delta=delta,
         cost=cost,
         parameters_live=parameters_live,
+        claims=tuple(claims),
     )
 
 

@@ -48,8 +48,13 @@ def _name_trials_again(old: dict[str, Any]) -> dict[str, Any]:
     return {**old, "choice": choice, "trials": [trial | {"spec": renamed(trial["spec"])} for trial in old["trials"]]}
 
 
+def _add_claims(old: dict[str, Any]) -> dict[str, Any]:
+    """Schema 2 of the evidence had no claims."""
+    return {**old, "claims": []}
+
+
 _UPGRADES: Mapping[type[Record], tuple[Callable[[dict[str, Any]], dict[str, Any]], ...]] = {
-    Evidence: (_count_live_parameters, _name_trials_again),
+    Evidence: (_count_live_parameters, _name_trials_again, _add_claims),
 }
 """By record: the function at place n turns a content of schema n into one of schema n + 1."""
 

@@ -7,6 +7,7 @@ frozen, `stages[depth:]` is live. Costs are in seconds, bytes and floating-point
 import math
 from typing import ClassVar, Literal
 
+from frostline.exhibits import Claim
 from frostline.network import Cut, CutGraph, ModelSource, Preprocessing, Stage, Wire
 from frostline.record import Record
 
@@ -14,6 +15,7 @@ __all__ = [
     "Arguments",
     "Budget",
     "Choice",
+    "Claim",
     "Cost",
     "Cut",
     "CutGraph",
@@ -280,7 +282,11 @@ class TrialSpec(Record):
 
 
 class EpochPoint(Record):
-    """A look at the validation part, mostly at the end of an epoch. Epoch 0 is the warm head before any training."""
+    """A look at the validation part, mostly at the end of an epoch. Epoch 0 is the warm head before any training.
+
+    The gradient's norm before clipping is given as its mean and standard deviation over the steps since the
+    look before.
+    """
 
     epoch: float
     train_loss: float | None
@@ -288,6 +294,8 @@ class EpochPoint(Record):
     valid_accuracy: float
     learning_rate: float
     seconds: float
+    gradient_norm: float | None = None
+    gradient_spread: float | None = None
 
 
 class Trial(Record):
@@ -554,9 +562,10 @@ class Evidence(Record):
         delta: The file that was left.
         cost: What it cost.
         parameters_live: Trained parameter elements.
+        claims: Verdicts on what freezing is said to bring; empty until `evidence` has paid for them.
     """
 
-    version: ClassVar[int] = 2
+    version: ClassVar[int] = 3
 
     frostline: str
     created: str
@@ -576,3 +585,4 @@ class Evidence(Record):
     delta: Delta
     cost: Cost
     parameters_live: int
+    claims: tuple[Claim, ...] = ()
