@@ -6,18 +6,21 @@ from frostline.prices import OVERHEAD, Prices, Race, affordable_epochs, most_cos
 from frostline.records import Budget, Cut, CutGraph, EngineReport, Rates, Recipe, Stage
 
 
-def prices_of(flops=(60, 30, 10), *, seconds=(0.5, 0.4, 0.1), views=1, train=320):
+def prices_of(
+    flops=(60, 30, 10), *, seconds=(0.5, 0.4, 0.1), views=1, train=320, step=0.5, score=0.01, quick=100.0, **rates
+):
     stages = tuple(Stage(index=i, name=f"s{i}", keys=(), parameters=10 * i, flops=each) for i, each in enumerate(flops))
     cuts = tuple(Cut(depth=depth, name="", wires=(), bytes_per_sample=8) for depth in range(len(flops)))
     rates = Rates(
-        step_seconds=0.5,
-        step_low=0.5,
-        step_high=0.5,
+        step_seconds=step,
+        step_low=step,
+        step_high=step,
         stage_seconds=seconds,
-        score_seconds=0.01,
-        engine=EngineReport(engine="torch", rows_per_second=100.0),
+        score_seconds=score,
+        engine=EngineReport(engine="torch", rows_per_second=quick),
         threads=1,
         torch="2.8",
+        **rates,
     )
     graph = CutGraph(model="Net", batch=4, stages=stages, cuts=cuts)
     return Prices(graph, rates, Recipe(), epochs=10, train_samples=train, valid_samples=96, test_samples=0, views=views)
@@ -28,23 +31,57 @@ def race_of(*depths):
 
 
 def test_a_full_fine_tune_costs_one_and_its_scoring_on_top():
-    budget = prices_of().budget(race_of(0), limit=1.0)
+    budget = prices_of(score=0.0).budget(race_of(0), limit=1.0)
 
     assert budget.cost(0, 10) == pytest.approx(1.0 + 96 / (3 * 320))
 
 
-def test_decisions_do_not_depend_on_the_clock():
-    slow, fast = (prices_of(seconds=seconds) for seconds in ((0.9, 0.05, 0.05), (0.1, 0.1, 0.8)))
+shares = st.lists(st.integers(1, 20), min_size=3, max_size=3).map(lambda parts: tuple(p / sum(parts) for p in parts))
 
-    assert slow.budget(race_of(1, 2), limit=1.0) == fast.budget(race_of(1, 2), limit=1.0)
+
+@given(shares, st.integers(0, 2), st.integers(1, 10), st.floats(0.0, 0.05))
+def test_a_price_covers_the_operations_and_the_seconds(seconds, depth, epochs, score):
+    prices = prices_of(seconds=seconds, score=score)
+
+    cost = prices.budget(race_of(depth), limit=1.0).cost(depth, epochs)
+
+    counted = (1 - prices.graph.frozen_share(depth)) * epochs * (1 + 96 / (3 * 320)) / 10
+    timed = prices.epoch_seconds(depth) * epochs / prices.full_seconds
+    assert cost >= max(counted, timed) - 1e-9
+
+
+@given(shares)
+def test_seconds_that_differ_by_less_than_their_rounding_plan_the_same(seconds):
+    nearly = (seconds[0] - 1e-9, seconds[1] + 1e-9, seconds[2])
+
+    one, other = (prices_of(seconds=each).budget(race_of(1, 2), limit=1.0).live_shares for each in (seconds, nearly))
+
+    assert one == pytest.approx(other)
 
 
 def test_the_reserve_counts_one_pass_for_the_votes_and_one_for_each_store():
-    none, one, both = (prices_of().budget(race_of(*depths), limit=1.0).reserve for depths in ((0,), (1,), (1, 2)))
+    none, one, both = (
+        prices_of(quick=1e9).budget(race_of(*depths), limit=1.0).reserve for depths in ((0,), (1,), (1, 2))
+    )
 
     assert none > OVERHEAD + 1 / 30
     assert one - none == pytest.approx(0.6 * (320 + 96) / (3 * 320 * 10))
     assert both - one == pytest.approx(0.9 * (320 + 96) / (3 * 320 * 10))
+
+
+def test_the_reserve_holds_what_was_spent_and_will_be_where_that_is_more():
+    rates = {"spent_seconds": 20.0, "proof_seconds": 1.0}
+
+    reserve = prices_of(**rates).budget(race_of(1, 2), limit=1.0).reserve
+
+    stores = (0.5 + 0.9) * (320 + 96) / 100
+    assert reserve == pytest.approx((20 + 2 * 1 + stores) / 50 + OVERHEAD)
+
+
+def test_a_network_that_trains_in_no_time_is_not_kept_from_training():
+    reserve = prices_of(step=1e-4, quick=1e6, spent_seconds=0.5).budget(race_of(1, 2), limit=1.0).reserve
+
+    assert reserve < 0.3
 
 
 def test_views_are_paid_for_once_each():

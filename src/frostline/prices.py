@@ -1,4 +1,4 @@
-"""What things cost: counted in operations for decisions, in seconds and bytes for people to read."""
+"""What things cost: in full fine-tunes for decisions, in seconds and bytes for people to read."""
 
 import math
 from collections.abc import Sequence
@@ -7,7 +7,14 @@ from typing import NamedTuple
 from frostline.records import Budget, CutGraph, Forecast, Rates, Recipe
 
 OVERHEAD = 0.05
-"""Share of a full fine-tune set aside for what is not counted in operations: trace, proofs, timing."""
+"""Share of a full fine-tune set aside for what is not counted in operations, and for rates that were measured wrongly."""
+
+LEAST_SECONDS = 10.0
+"""A full fine-tune counts as at least this long where passes, proofs and timings are set against it: on a network that
+trains in a second they weigh more than training, and there is nothing to save."""
+
+STEP = 0.05
+"""Shares of a step's seconds are rounded up to multiples of this, so that two plans on machines alike agree."""
 
 TIMED_STEPS = 6
 """Steps with nothing frozen that are timed before the plan, warming up included."""
@@ -201,18 +208,36 @@ class Prices:
         self.full_seconds = rates.step_seconds * self.steps * epochs
 
     def budget(self, race: Race, *, limit: float) -> Budget:
-        """The limit, and what passes, scoring and epochs cost, all counted in operations."""
-        live = tuple(1.0 - self.graph.frozen_share(d) for d in range(self.graph.max_depth + 1))
-        counted = self.train_samples + sum((1 - live[d]) * self.rows for d in race.depths)
-        counted += 2 * self.test_samples + TIMED_STEPS * 3 * self.recipe.batch_size
+        """The limit, and what passes, scoring and epochs cost: by operations or by seconds, whichever is more."""
+        shares = tuple(self._live_share(depth) for depth in range(self.graph.max_depth + 1))
         return Budget(
             limit=limit,
-            reserve=counted / (3 * self.train_samples * self.epochs) + OVERHEAD,
+            reserve=max(self._reserve_counted(race), self._reserve_timed(race)) + OVERHEAD,
             epochs=self.epochs,
             race_epochs=race.epochs,
-            live_shares=live,
-            scoring=self.valid_samples / (3 * self.train_samples),
+            live_shares=shares,
+            scoring=max(self.valid_samples / (3 * self.train_samples), self._scoring_timed()),
         )
+
+    def _scoring_timed(self) -> float:
+        epoch = self.rates.step_seconds * self.steps
+        return self.rates.score_seconds * self.valid_samples / epoch if epoch else 0.0
+
+    def _live_share(self, depth: int) -> float:
+        timed = math.ceil(self.rates.live_seconds_share(depth) / STEP - 1e-6) * STEP
+        counted = 1.0 - self.graph.frozen_share(depth)
+        # What is cheap in operations is not made dear by rounding.
+        return max(counted, timed) if counted > CHEAP else counted
+
+    def _reserve_counted(self, race: Race) -> float:
+        counted = self.train_samples + sum(self.graph.frozen_share(depth) * self.rows for depth in race.depths)
+        counted += 2 * self.test_samples + TIMED_STEPS * 3 * self.recipe.batch_size
+        return counted / (3 * self.train_samples * self.epochs)
+
+    def _reserve_timed(self, race: Race) -> float:
+        seconds = self.rates.spent_seconds + 2 * self.test_samples * self.rates.score_seconds
+        seconds += sum(self.store_seconds(depth) + self.rates.proof_seconds for depth in race.depths)
+        return seconds / max(self.full_seconds, LEAST_SECONDS)
 
     def epoch_seconds(self, depth: int) -> float:
         """Seconds to train one epoch and to score it."""

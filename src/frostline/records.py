@@ -147,6 +147,8 @@ class Rates(Record):
         step_high: Slowest of the five.
         stage_seconds: Share of a forward pass's seconds by stage; sums to 1.
         score_seconds: Seconds to score one sample with the whole network.
+        spent_seconds: What the run has spent before the plan, on tracing, the votes and these timings.
+        proof_seconds: Predicted seconds to prove one cut.
         engine: What runs the frozen part, and how fast.
         threads: Threads that torch used.
         torch: Version of torch.
@@ -160,6 +162,8 @@ class Rates(Record):
     engine: EngineReport
     threads: int
     torch: str
+    spent_seconds: float = 0.0
+    proof_seconds: float = 0.0
 
     def live_seconds_share(self, depth: int) -> float:
         """Share of a full step's seconds that lies above the cut, 0 to 1."""
@@ -169,15 +173,16 @@ class Rates(Record):
 class Budget(Record):
     """What may be spent, in units of one full fine-tune, and what things cost in that unit.
 
-    One full fine-tune is `epochs` epochs at depth 0 of the training part. Prices are counted in
-    operations, never by the clock, so that a slow machine or a resumed run decides the same.
+    One full fine-tune is `epochs` epochs at depth 0 of the training part. A price is the larger of two:
+    as counted in operations, and as predicted in seconds by the plan's rates. What has been planned is
+    never priced again by the clock, so that a resumed run decides the same, on a slower machine too.
 
     Args:
         limit: The most that the run may cost.
         reserve: Set aside for passes, proofs and scoring the test part.
         epochs: E, the epochs of a full fine-tune.
         race_epochs: Epochs of one lap of the race.
-        live_shares: By depth: share of the network's operations that lies above the cut.
+        live_shares: By depth: share of a training step that lies above the cut.
         scoring: What scoring the validation part once costs, as a share of an epoch of training.
     """
 

@@ -64,6 +64,9 @@ BATCH = 32
 COUNTED = ("trace", "probe", "measure", "prove", "store", "train", "test")
 """Phases that a full fine-tune is compared with; reading pictures, compiling and the report stand apart."""
 
+PROOF_PER_TRACE = 1.5
+"""What proving one cut takes, in traces: about the median of the architectures in `docs/zoo.md`."""
+
 
 @dataclass(frozen=True)
 class Site:
@@ -312,6 +315,8 @@ def measure(site: Site, inputs: tuple[torch.Tensor, ...], engine: EngineReport, 
         step_high=high,
         stage_seconds=shares,
         score_seconds=forward / len(inputs[0]),
+        spent_seconds=site.clock.seconds(*COUNTED),
+        proof_seconds=PROOF_PER_TRACE * site.clock.seconds("trace"),
         engine=engine,
         threads=torch.get_num_threads(),
         torch=torch.__version__,
