@@ -119,3 +119,22 @@ def test_the_reason_says_what_was_judged_before_the_end():
 def test_no_trial_at_all_is_an_error_in_words():
     with pytest.raises(AllTrialsFailed, match="none was run"):
         choose(LITE, [])
+
+
+def test_where_every_class_counts_alike_the_depth_that_is_right_on_the_small_one_is_chosen():
+    # 380 samples of the large class, 20 of the small one.
+    weights = (400 / (2 * 20),) * 20 + (400 / (2 * 380),) * 380
+    large = finished(5, right=380, loss=0.1)
+    small = large.model_copy(
+        update={
+            "spec": finished(9, right=0, loss=0).spec,
+            "hits": (True,) * 20 + (False,) * 40 + (True,) * 340,
+        }
+    )
+    balanced = [trial.model_copy(update={"sample_weights": weights}) for trial in (large, small)]
+
+    plain, by_class = choose(LITE, [large, small]), choose(LITE, balanced)
+
+    assert (plain.depth, by_class.depth) == (5, 9)
+    assert "balanced" not in plain.reason
+    assert "balanced validation accuracy .947" in by_class.reason

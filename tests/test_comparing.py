@@ -4,7 +4,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from races import LITE, carried_out, plan_of, trial_of, votes_of
 
-from frostline.comparing import by_key, chain_of, is_within, paired
+from frostline.comparing import accuracy_interval, by_key, chain_of, is_within, paired
+from frostline.cost import wilson
+from frostline.records import Trial
 from frostline.search import strategy
 
 figures = st.lists(st.tuples(st.floats(-10, 10), st.floats(-10, 10)), min_size=2, max_size=30)
@@ -56,3 +58,34 @@ def test_a_chain_begins_with_the_oldest_trial_and_a_missing_parent_ends_it():
 
     assert chain_of(last, by_spec) == (parent, last)
     assert chain_of(last, {}) == (last,)
+
+
+@given(st.lists(st.tuples(st.floats(-10, 10), st.floats(-10, 10), st.integers(1, 3)), min_size=2, max_size=20))
+def test_a_sample_that_counts_twice_shifts_the_mean_as_two_would(rows):
+    ones, others, counts = zip(*rows, strict=True)
+    weights = [count * len(rows) / sum(counts) for count in counts]
+
+    mean, _ = paired(ones, others, weights)
+
+    repeated = [one - other for one, other, count in rows for _ in range(count)]
+    assert abs(mean - statistics.fmean(repeated)) < 1e-9
+
+
+@given(st.lists(st.booleans(), min_size=1, max_size=40))
+def test_samples_of_equal_weight_have_wilsons_interval(hits):
+    spec = strategy(LITE, votes_of(LITE), plan_of(LITE), (), ())[0]
+    plain = Trial(spec=spec, hits=tuple(hits))
+
+    found = accuracy_interval(plain), accuracy_interval(plain.model_copy(update={"sample_weights": (1.0,) * len(hits)}))
+
+    assert found == (wilson(sum(hits), len(hits)),) * 2
+
+
+def test_an_interval_is_wider_where_few_samples_weigh_most():
+    spec = strategy(LITE, votes_of(LITE), plan_of(LITE), (), ())[0]
+    even = Trial(spec=spec, hits=(True, False) * 50)
+    uneven = even.model_copy(update={"sample_weights": (9.0, 9.0, *((82 / 98,) * 98))})
+
+    widths = [high - low for low, high in map(accuracy_interval, (even, uneven))]
+
+    assert widths[1] > 1.1 * widths[0]

@@ -34,6 +34,7 @@ ROOMS = [
     "delta",
     "claims",
     "reporting",
+    "weighing",
     "executors",
     "run",
 ]

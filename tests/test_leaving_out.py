@@ -2,7 +2,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from frostline.leaving_out import leave_one_out, worth
+from frostline.leaving_out import balancing, leave_one_out, worth
 
 
 @settings(max_examples=20, deadline=None)
@@ -32,3 +32,26 @@ def test_predictions_are_worth_their_hits_and_their_likelihood_at_the_best_tempe
 
     assert (all_right.accuracy, all_right.high, none_right.accuracy, none_right.low) == (1.0, 1.0, 0.0, 0.0)
     assert all_right.loss < 1e-6 < none_right.loss
+
+
+@given(st.lists(st.tuples(st.integers(0, 2), st.booleans()), min_size=3, max_size=40))
+def test_with_balancing_weights_accuracy_is_the_mean_over_classes(answers):
+    labels = torch.tensor([label for label, _ in answers])
+    right = torch.tensor([hit for _, hit in answers])
+    predictions = torch.nn.functional.one_hot(torch.where(right, labels, (labels + 1) % 3), 3).float()
+
+    found = worth(predictions, labels, balancing(labels))
+
+    by_class = [right[labels == label].float().mean() for label in labels.unique()]
+    assert abs(found.accuracy - float(torch.stack(by_class).mean())) < 1e-6
+
+
+@given(st.lists(st.integers(0, 4), min_size=1, max_size=40))
+def test_balancing_weights_are_one_in_the_mean_and_sum_alike_over_classes(labels):
+    numbers = torch.tensor(labels)
+
+    weights = balancing(numbers)
+
+    sums = [float(weights[numbers == label].sum()) for label in numbers.unique()]
+    assert abs(float(weights.mean()) - 1) < 1e-5
+    assert max(sums) - min(sums) < 1e-4

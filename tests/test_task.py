@@ -240,3 +240,17 @@ def test_inputs_that_the_network_refuses_are_told_with_their_shape():
 
     assert caught.value.shapes == ((4, 7),)
     assert isinstance(caught.value.__cause__, RuntimeError)
+
+
+def test_uneven_classes_are_told_and_a_goal_that_suits_them():
+    uneven = samples(labels=(0,) * 30 + (1,) * 3)
+
+    plain, balanced = (task_of(part=uneven, goal=goal) for goal in ("accuracy", "balanced_accuracy"))
+
+    assert "30 training samples of 0, 3 of 1" in plain.notes[0]
+    assert "balanced_accuracy" in plain.notes[0]
+    assert balanced.notes == ()
+
+
+def test_even_classes_need_no_word():
+    assert task_of().notes == ()

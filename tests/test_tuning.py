@@ -11,6 +11,7 @@ from torch import nn
 from frostline.calibration import best_temperature
 from frostline.data import TensorSamples
 from frostline.errors import WeightsDoNotFit
+from frostline.leaving_out import balancing
 from frostline.records import Recipe, TrialSpec
 from frostline.tuning import _batches, _factor, load_best, optimizer_for, train_step, tune
 
@@ -432,3 +433,20 @@ def test_progress_is_told_in_steps(tmp_path):
 
     assert {event.phase for event in events} == {"train"}
     assert [event.fraction for event in events] == [1.0, 1.0]
+
+
+def test_weighted_validation_rows_pick_the_epoch_and_stand_in_the_trial(tmp_path):
+    valid = part(1)
+    weights = balancing(valid.labels)
+
+    trial, _ = run(spec_of(3), tmp_path, valid_weights=weights)
+
+    by_class = [trial.hits[place] for place in range(SAMPLES)]
+    means = [
+        sum(hit for hit, label in zip(by_class, valid.labels.tolist(), strict=True) if label == number)
+        / int((valid.labels == number).sum())
+        for number in range(3)
+    ]
+    best = min(trial.curve, key=lambda point: point.valid_loss)
+    assert trial.accuracy == pytest.approx(sum(means) / 3, abs=1e-6)
+    assert (best.epoch, best.valid_accuracy) == (trial.best_epoch, pytest.approx(trial.accuracy, abs=1e-6))

@@ -4,8 +4,7 @@ from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 from frostline.amounts import interval
-from frostline.comparing import by_key, is_within, paired
-from frostline.cost import wilson
+from frostline.comparing import accuracy_interval, by_key, hit_gap, is_within, loss_gap
 from frostline.errors import AllTrialsFailed
 from frostline.records import Choice, CutGraph, Rival, Trial
 
@@ -62,11 +61,7 @@ def choose(graph: CutGraph, trials: Iterable[Trial]) -> Choice:
         )
     finished = _finished(arms, trials)
     leader = max(finished, key=lambda trial: (trial.accuracy, -trial.loss, trial.spec.depth))
-    tied = [
-        trial
-        for trial in finished
-        if is_within(*paired(leader.hits, trial.hits)) and is_within(*paired(trial.losses, leader.losses))
-    ]
+    tied = [trial for trial in finished if is_within(*hit_gap(leader, trial)) and is_within(*loss_gap(trial, leader))]
     picked = max(tied, key=lambda trial: trial.spec.depth)
     duels = [_Duel(trial, _peer(picked, trial, trials)) for trial in arms if trial is not picked]
     return Choice(
@@ -126,8 +121,8 @@ def _are_equal(ones: float, others: float) -> bool:
 
 def _rival(graph: CutGraph, duel: _Duel) -> Rival:
     trial = duel.rival
-    difference, error = paired(trial.losses, duel.peer.losses)
-    low, high = wilson(sum(trial.hits), len(trial.hits))
+    difference, error = loss_gap(trial, duel.peer)
+    low, high = accuracy_interval(trial)
     return Rival(
         depth=trial.spec.depth,
         stage_name=graph.stage_name(trial.spec.depth),
@@ -144,25 +139,26 @@ def _rival(graph: CutGraph, duel: _Duel) -> Rival:
 
 def _verdict(duel: _Duel) -> str:
     trial, peer = duel
-    points, error = (100 * figure for figure in paired(peer.hits, trial.hits))
+    points, error = (100 * figure for figure in hit_gap(peer, trial))
     own, against = trial.epochs, peer.epochs
     after = f"after {_epochs(own)} " + ("each, " if _are_equal(own, against) else f"against {against:.2g}, ")
     if abs(points) <= error:
         if trial.spec.depth < peer.spec.depth:
             return f"{after}as accurate, but it trains more"
-        worse, _ = paired(trial.losses, peer.losses)
+        worse, _ = loss_gap(trial, peer)
         return f"{after}as accurate, but {'with a higher loss' if worse > 0 else 'it did not go on'}"
     return f"{after}{abs(points):.1f} points {'worse' if points > 0 else 'better'} (standard error {error:.1f})"
 
 
 def _reason(graph: CutGraph, picked: Trial, duels: Sequence[_Duel]) -> str:
     """One sentence that a person who is no expert follows."""
-    low, high = wilson(sum(picked.hits), len(picked.hits))
+    low, high = accuracy_interval(picked)
     depth, whole = picked.spec.depth, graph.max_depth
     begin = f"Freeze {depth} of {whole} stages" if depth else "Freeze nothing"
     if depth == whole:
         begin = f"Freeze all {whole} stages and train the head only"
-    parts = [f"{begin}: validation accuracy {interval(picked.accuracy, low, high)}"]
+    kind = "balanced validation accuracy" if picked.sample_weights else "validation accuracy"
+    parts = [f"{begin}: {kind} {interval(picked.accuracy, low, high)}"]
     more = [duel for duel in duels if duel.rival.spec.depth > depth]
     less = [duel for duel in duels if duel.rival.spec.depth < depth]
     if more:
@@ -180,7 +176,7 @@ def _outcome(duels: Sequence[_Duel]) -> str:
     judged = (
         f" ({'judged' if len(early) == len(duels) else 'in part judged'} after {_epochs(min(early))})" if early else ""
     )
-    differences = [paired(duel.peer.hits, duel.rival.hits) for duel in duels]
+    differences = [hit_gap(duel.peer, duel.rival) for duel in duels]
     if all(abs(difference) <= error for difference, error in differences):
         return f"gains nothing measurable{judged}"
     low, high = (100 * pick(difference for difference, _ in differences) for pick in (min, max))

@@ -37,6 +37,13 @@ class Engine(StrEnum):
     torch = "torch"
 
 
+class Goal(StrEnum):
+    """What the choice is judged by."""
+
+    accuracy = "accuracy"
+    balanced_accuracy = "balanced_accuracy"
+
+
 class Format(StrEnum):
     """How predictions are written."""
 
@@ -55,6 +62,7 @@ Spend = Annotated[float, typer.Option(help="The most that the run may cost, in f
 ImageSize = Annotated[int | None, typer.Option(help="Side of the pictures, in pixels. Default: the network's own.")]
 Views = Annotated[int, typer.Option(help="Stored views of each training picture: 1 is the plain picture.")]
 Epochs = Annotated[int | None, typer.Option(help="Epochs of a full fine-tune. Default: chosen by the plan.")]
+Judged = Annotated[Goal, typer.Option(help="What the choice counts alike: every picture, or every class.")]
 Seed = Annotated[int, typer.Option(help="Of the split, the new head and the order of the samples.")]
 Valid = Annotated[float, typer.Option(help="Share kept for validation, where the data has no such part.")]
 Test = Annotated[float, typer.Option(help="Share kept for the test, where the data has no such part.")]
@@ -98,6 +106,7 @@ def fit(
     image_size: ImageSize = None,
     views: Views = 1,
     epochs: Epochs = None,
+    goal: Judged = Goal.accuracy,
     seed: Seed = 0,
     valid: Valid = 0.2,
     test: Test = 0.2,
@@ -108,6 +117,7 @@ def fit(
 ) -> None:
     """Find the freeze depth, fine-tune the rest, and write the evidence."""
     reading = {"model": model, "image_size": image_size, "weights": weights, "valid": valid, "test": test}
+    reading["goal"] = goal.value
     training = {"depth": _depth(depth), "budget": budget, "epochs": epochs, "views": views, "engine": engine.value}
     folder = out or default_out(data, seed=seed, skip_bad=skip_bad, **reading, **training)
     with _screen() as screen:
@@ -147,6 +157,7 @@ def plan(
     image_size: ImageSize = None,
     views: Views = 1,
     epochs: Epochs = None,
+    goal: Judged = Goal.accuracy,
     seed: Seed = 0,
     valid: Valid = 0.2,
     test: Test = 0.2,
@@ -157,6 +168,7 @@ def plan(
 ) -> None:
     """Predict what each depth would cost, without training anything."""
     reading = {"model": model, "image_size": image_size, "weights": weights, "valid": valid, "test": test}
+    reading["goal"] = goal.value
     training = {"depth": _depth(depth), "budget": budget, "epochs": epochs, "views": views, "engine": engine.value}
     with _screen() as screen:
         task = fl.load_task(data, **reading, seed=seed, skip_bad=skip_bad, listener=screen.hear)

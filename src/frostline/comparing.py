@@ -3,6 +3,7 @@
 import math
 from collections.abc import Iterable, Mapping, Sequence
 
+from frostline.cost import wilson
 from frostline.records import Trial
 
 
@@ -45,12 +46,51 @@ def chain_of(trial: Trial, trials: Mapping[str, Trial]) -> tuple[Trial, ...]:
     return tuple(reversed(chain))
 
 
-def paired(ones: Sequence[float], others: Sequence[float]) -> tuple[float, float]:
+def loss_gap(one: Trial, other: Trial) -> tuple[float, float]:
+    """How much higher the loss of one trial is than that of another, and the standard error of it.
+
+    Args:
+        one: A trial.
+        other: Another, scored on the same samples.
+
+    Returns:
+        Mean difference in nats, and its standard error, paired by sample.
+
+    Example:
+        >>> from frostline.records import Recipe, TrialSpec
+        >>> spec = TrialSpec(depth=3, recipe=Recipe(), seed=0, epochs=1)
+        >>> loss_gap(Trial(spec=spec, losses=(0.5, 0.5)), Trial(spec=spec, losses=(0.25, 0.25)))
+        (0.25, 0.0)
+    """
+    return paired(one.losses, other.losses, one.sample_weights)
+
+
+def hit_gap(one: Trial, other: Trial) -> tuple[float, float]:
+    """How much more accurate one trial is than another, and the standard error of it.
+
+    Args:
+        one: A trial.
+        other: Another, scored on the same samples.
+
+    Returns:
+        Difference of the accuracies, 0 to 1, and its standard error, paired by sample.
+
+    Example:
+        >>> from frostline.records import Recipe, TrialSpec
+        >>> spec = TrialSpec(depth=3, recipe=Recipe(), seed=0, epochs=1)
+        >>> hit_gap(Trial(spec=spec, hits=(True, True)), Trial(spec=spec, hits=(False, False)))
+        (1.0, 0.0)
+    """
+    return paired(one.hits, other.hits, one.sample_weights)
+
+
+def paired(ones: Sequence[float], others: Sequence[float], weights: Sequence[float] = ()) -> tuple[float, float]:
     """Mean difference of two lists over the same samples, and its standard error.
 
     Args:
         ones: N figures.
         others: N figures of the same samples.
+        weights: What each sample counts, 1 in the mean; empty where all count alike.
 
     Returns:
         Mean of ones less others, and the standard error of that mean.
@@ -59,11 +99,36 @@ def paired(ones: Sequence[float], others: Sequence[float]) -> tuple[float, float
         >>> paired([1.0, 2.0, 3.0, 2.0], [1.0, 1.0, 1.0, 1.0])
         (1.0, 0.408248290463863)
     """
+    n = len(ones)
+    counts = weights or (1.0,) * n
     differences = [float(a) - float(b) for a, b in zip(ones, others, strict=True)]
-    n = len(differences)
-    mean = sum(differences) / n
-    spread = sum((d - mean) ** 2 for d in differences) / (n - 1) if n > 1 else 0.0
-    return mean, math.sqrt(spread / n)
+    mean = sum(w * d for w, d in zip(counts, differences, strict=True)) / n
+    spread = sum((w * (d - mean)) ** 2 for w, d in zip(counts, differences, strict=True))
+    return mean, math.sqrt(spread / (n - 1) / n) if n > 1 else 0.0
+
+
+def accuracy_interval(trial: Trial) -> tuple[float, float]:
+    """Give the 95 % interval of a trial's validation accuracy.
+
+    Args:
+        trial: A trial that has answers.
+
+    Returns:
+        Lower and upper end, 0 to 1. Weighted samples count as so many equal ones as tell as much.
+
+    Example:
+        >>> from frostline.records import Recipe, TrialSpec
+        >>> spec = TrialSpec(depth=3, recipe=Recipe(), seed=0, epochs=1)
+        >>> low, high = accuracy_interval(Trial(spec=spec, hits=(True,) * 90 + (False,) * 10))
+        >>> round(low, 3), round(high, 3)
+        (0.826, 0.945)
+
+    Source:
+        Wilson, 1927, as in `cost.wilson`; the effective number of weighted samples is Kish's, 1965.
+    """
+    weights = trial.sample_weights or (1.0,) * len(trial.hits)
+    count = sum(weights) ** 2 / sum(weight * weight for weight in weights) if weights else 0.0
+    return wilson(min(trial.accuracy, 1.0) * count, count)
 
 
 def is_within(difference: float, error: float) -> bool:

@@ -151,12 +151,12 @@ def stage_seconds(
     return tuple(seconds / total for seconds in medians)
 
 
-def wilson(hits: int, n: int) -> tuple[float, float]:
+def wilson(hits: float, n: float) -> tuple[float, float]:
     """Give the 95 % interval of a share.
 
     Args:
         hits: How many were right.
-        n: Of how many.
+        n: Of how many; an effective number need not be whole.
 
     Returns:
         Lower and upper end, 0 to 1; (0, 1) where n is 0.

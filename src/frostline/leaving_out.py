@@ -75,12 +75,13 @@ class Worth(NamedTuple):
     loss: float
 
 
-def worth(predictions: torch.Tensor, labels: torch.Tensor) -> Worth:
+def worth(predictions: torch.Tensor, labels: torch.Tensor, weights: torch.Tensor | None = None) -> Worth:
     """Compare predictions with labels.
 
     Args:
         predictions: (N, K) scores.
         labels: (N,) class numbers.
+        weights: (N,) what each sample counts, 1 in the mean; None counts all alike.
 
     Returns:
         Accuracy with its interval, and loss.
@@ -91,7 +92,29 @@ def worth(predictions: torch.Tensor, labels: torch.Tensor) -> Worth:
         >>> found.accuracy, round(found.low, 3)
         (1.0, 0.839)
     """
-    hits = int((predictions.argmax(dim=1) == labels).sum())
-    low, high = wilson(hits, len(labels))
-    loss = float(F.cross_entropy(predictions * best_temperature(predictions, labels), labels))
-    return Worth(hits / len(labels), low, high, loss)
+    counts = torch.ones(len(labels)) if weights is None else weights
+    right = predictions.argmax(dim=1) == labels
+    accuracy = min(1.0, float((right * counts.double()).mean()))
+    # Weighted samples tell as much as so many equal ones (Kish, 1965).
+    effective = float(counts.double().sum().square() / counts.double().square().sum())
+    low, high = wilson(accuracy * effective, effective)
+    losses = F.cross_entropy(predictions * best_temperature(predictions, labels), labels, reduction="none")
+    return Worth(accuracy, low, high, float((losses * counts).mean()))
+
+
+def balancing(labels: torch.Tensor) -> torch.Tensor:
+    """Give the weights under which every class that occurs counts the same.
+
+    Args:
+        labels: (N,) class numbers.
+
+    Returns:
+        (N,), 1 in the mean.
+
+    Example:
+        >>> import torch
+        >>> balancing(torch.tensor([0, 0, 0, 1])).tolist()
+        [0.6666666865348816, 0.6666666865348816, 0.6666666865348816, 2.0]
+    """
+    counts = torch.bincount(labels)
+    return len(labels) / (int((counts > 0).sum()) * counts[labels].float())

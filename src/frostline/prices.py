@@ -7,7 +7,7 @@ from typing import NamedTuple
 from frostline.records import Budget, CutGraph, Forecast, Rates, Recipe
 
 OVERHEAD = 0.05
-"""Share of a full fine-tune set aside for what is not counted in operations, and for rates that were measured wrongly."""
+"""Share of a full fine-tune set aside for what is not counted in operations, and for what the timings missed."""
 
 LEAST_SECONDS = 10.0
 """A full fine-tune counts as at least this long where passes, proofs and timings are set against it: on a network that

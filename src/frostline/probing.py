@@ -18,7 +18,7 @@ from frostline.data import Samples
 from frostline.events import Listener, silent, watched
 from frostline.files import write_whole
 from frostline.fingerprint import of_tensors
-from frostline.leaving_out import leave_one_out, worth
+from frostline.leaving_out import balancing, leave_one_out, worth
 from frostline.recording import Recording
 from frostline.records import CutGraph, Prior, Vote, Wire
 from frostline.trees import leaves
@@ -38,6 +38,7 @@ def probe(
     run: Runner,
     *,
     folder: Path,
+    balanced: bool = False,
     listener: Listener = silent,
     batch_size: int = 32,
 ) -> Prior:
@@ -52,6 +53,7 @@ def probe(
         samples: N labelled samples; at most 4,096 of them, drawn once, are used.
         run: A compiled `Pooled` of the same graph: inputs to pooled features (B, D) by depth.
         folder: Where the warm head is written, under its own fingerprint.
+        balanced: Whether every class counts the same in accuracy and loss, however many samples it has.
         listener: Hears of each batch and each vote.
         batch_size: B.
 
@@ -73,12 +75,13 @@ def probe(
     classes = graph.outputs or int(samples.labels.max()) + 1
     features = _gathered(samples, rows, run, listener=listener, batch_size=batch_size)
     targets = F.one_hot(labels, classes).double()
+    weights = balancing(labels) if balanced else None
     depths = [depth for depth in graph.open_depths if depth]
     votes = []
     for depth, pooled in watched(
         zip(depths, features, strict=False), listener, "probe", total=len(depths), note="votes", unit="depths"
     ):
-        votes.append(_vote(depth, ridge(pooled, targets), labels, knn=nearest(pooled, labels)))
+        votes.append(_vote(depth, ridge(pooled, targets), labels, weights, knn=nearest(pooled, labels, weights)))
     head, temperature = None, 1.0
     if graph.head is not None:
         fit = ridge(features[-1], targets)
@@ -108,10 +111,10 @@ def _gathered(
     return [torch.cat(column) for column in zip(*batches, strict=True)]
 
 
-def _vote(depth: int, fit: "RidgeFit", labels: torch.Tensor, *, knn: float) -> Vote:
+def _vote(depth: int, fit: "RidgeFit", labels: torch.Tensor, weights: torch.Tensor | None, *, knn: float) -> Vote:
     return Vote(
         depth=depth,
-        **worth(fit.left_out, labels)._asdict(),
+        **worth(fit.left_out, labels, weights)._asdict(),
         penalty=fit.penalty,
         features=fit.weight.shape[1],
         knn=knn,
@@ -171,7 +174,7 @@ def ridge(features: torch.Tensor, targets: torch.Tensor) -> RidgeFit:
     return RidgeFit(left_out=y + y_mean - residual, penalty=penalty, weight=weight.T, bias=y_mean - x_mean @ weight)
 
 
-def nearest(features: torch.Tensor, labels: torch.Tensor) -> float:
+def nearest(features: torch.Tensor, labels: torch.Tensor, weights: torch.Tensor | None = None) -> float:
     """Accuracy when each sample takes the class of those most like it, itself left out.
 
     Likeness is the cosine of the standardised features. Of 1, 5 and 20 neighbours the best number
@@ -180,6 +183,7 @@ def nearest(features: torch.Tensor, labels: torch.Tensor) -> float:
     Args:
         features: (N, D).
         labels: (N,) class numbers.
+        weights: (N,) what each sample counts, 1 in the mean; None counts all alike.
 
     Returns:
         The accuracy, 0 to 1.
@@ -199,12 +203,13 @@ def nearest(features: torch.Tensor, labels: torch.Tensor) -> float:
     # A feature that never varies tells nothing; divided by its rounding it would tell that.
     scaled = F.normalize(torch.where(spread > 1e-6 * features.abs().mean(dim=0), centred / spread, 0.0), dim=1)
     likeness, others = (scaled @ scaled.T).fill_diagonal_(-math.inf).topk(min(NEIGHBOURS[-1], len(labels) - 1))
-    weights, classes = (likeness / 0.07).exp(), labels[others]
+    closeness, classes = (likeness / 0.07).exp(), labels[others]
+    counts = torch.ones(len(labels)) if weights is None else weights
     found = []
     for count in NEIGHBOURS:
         shares = torch.zeros(len(labels), int(labels.max()) + 1)
-        shares.scatter_add_(1, classes[:, :count], weights[:, :count])
-        found.append(float((shares.argmax(dim=1) == labels).float().mean()))
+        shares.scatter_add_(1, classes[:, :count], closeness[:, :count])
+        found.append(min(1.0, float(((shares.argmax(dim=1) == labels) * counts).mean())))
     return max(found)
 
 

@@ -313,6 +313,7 @@ class Trial(Record):
         losses: Negative log-likelihood of each validation sample at the best epoch, in nats, after the one
             temperature that suits them best; so is the validation loss of the curve.
         hits: Whether each validation sample was right at the best epoch.
+        sample_weights: What each validation sample counts, 1 in the mean; empty where all count alike.
         seconds: Training seconds, scoring included.
         flops: Counted operations.
         weights: File that holds the best and the last weights and the optimizer's state.
@@ -324,6 +325,7 @@ class Trial(Record):
     best_epoch: float = 0
     losses: tuple[float, ...] = ()
     hits: tuple[bool, ...] = ()
+    sample_weights: tuple[float, ...] = ()
     seconds: float = 0.0
     flops: float = 0.0
     weights: str | None = None
@@ -337,12 +339,16 @@ class Trial(Record):
     @property
     def loss(self) -> float:
         """Mean validation loss at the best epoch; infinite for a failed trial."""
-        return sum(self.losses) / len(self.losses) if self.losses and not self.failure else float("inf")
+        return self._mean(self.losses) if self.losses and not self.failure else float("inf")
 
     @property
     def accuracy(self) -> float:
-        """Validation accuracy at the best epoch."""
-        return sum(self.hits) / len(self.hits) if self.hits else 0.0
+        """Validation accuracy at the best epoch; balanced over the classes where the samples are weighted so."""
+        return self._mean(self.hits) if self.hits else 0.0
+
+    def _mean(self, figures: tuple[float, ...]) -> float:
+        weights = self.sample_weights or (1.0,) * len(figures)
+        return sum(figure * weight for figure, weight in zip(figures, weights, strict=True)) / len(figures)
 
 
 class Score(Record):

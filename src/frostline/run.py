@@ -30,6 +30,7 @@ from frostline.events import Event, Listener, silent
 from frostline.executors import Worker, in_turn
 from frostline.features import cache
 from frostline.files import append_record, check_writable, free_bytes, hold, read_record, read_records, write_record
+from frostline.leaving_out import balancing
 from frostline.probing import Pooled, probe
 from frostline.records import (
     Arguments,
@@ -264,7 +265,15 @@ def prepare(site: Site, asked: Arguments, wanted: int | None) -> tuple[Prior, Pl
         found = pick(pooled, inputs, engine=asked.engine)
         engine = compiled(pooled, inputs, engine=found.engine, precision=found.precision)
     with site.spent("probe"):
-        prior = probe(site.graph, site.task.train, engine, folder=site.folder, listener=site.listener, batch_size=BATCH)
+        prior = probe(
+            site.graph,
+            site.task.train,
+            engine,
+            folder=site.folder,
+            balanced=site.task.is_balanced,
+            listener=site.listener,
+            batch_size=BATCH,
+        )
         write_record(prior_file, prior)
     with site.spent("measure"):
         recipe = Recipe(batch_size=BATCH)
@@ -282,6 +291,7 @@ def prepare(site: Site, asked: Arguments, wanted: int | None) -> tuple[Prior, Pl
             views=asked.views,
             depth=wanted,
             recipe=recipe,
+            notes=site.task.notes,
         )
     free = free_bytes(site.folder)
     if plan.store_bytes > free:
@@ -385,6 +395,7 @@ def run_trial(site: Site, prior: Prior, plan: Plan, spec: TrialSpec) -> Trial:
             warm=site.folder / prior.head if prior.head else None,
             start=weights / f"{spec.parent}.safetensors" if spec.parent else None,
             save_to=weights / f"{spec.key}.safetensors",
+            valid_weights=balancing(site.task.valid.labels) if site.task.is_balanced else None,
             flops_per_sample=live_flops(site.graph, spec.depth),
             listener=site.listener,
         )

@@ -9,7 +9,7 @@ import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from frostline.amounts import share
-from frostline.comparing import by_key, is_within, paired
+from frostline.comparing import by_key, is_within, loss_gap
 from frostline.prices import CHEAP, Prices, Race, affordable_epochs, middle_of, most_cost
 from frostline.records import Budget, CutGraph, Plan, Prior, Rates, Recipe, Trial, TrialSpec
 
@@ -74,6 +74,7 @@ def plan(
     views: int,
     depth: int | None,
     recipe: Recipe,
+    notes: Sequence[str] = (),
 ) -> Plan:
     """Say which depths will be tried, and what everything will cost.
 
@@ -93,6 +94,7 @@ def plan(
         views: Stored views of each sample.
         depth: None searches; a number trains that depth alone, whatever the limit.
         recipe: How every arm is trained but for its rate.
+        notes: What the user should know of the data, in words.
 
     Returns:
         The plan.
@@ -123,16 +125,17 @@ def plan(
         views=views,
     )
     if depth is None:
-        race, budget, notes = _searched(prices, _candidates(graph, prior), steps, limit)
+        race, budget, added = _searched(prices, _candidates(graph, prior), steps, limit)
     else:
-        race, budget, notes = _fixed(prices, depth, steps, limit)
+        race, budget, added = _fixed(prices, depth, steps, limit)
+    said = (*notes, *added)
     if valid_samples < FEW:
-        notes += (_COARSE.format(samples=valid_samples, points=100 * math.sqrt(DISAGREEMENT / max(1, valid_samples))),)
+        said += (_COARSE.format(samples=valid_samples, points=100 * math.sqrt(DISAGREEMENT / max(1, valid_samples))),)
     if prior.head is None:
-        notes += (_NO_HEAD,)
+        said += (_NO_HEAD,)
     seconds = prices.search_seconds(race, budget)
     if depth is None and seconds > limit * prices.full_seconds:
-        notes += (_FAST.format(seconds=seconds, limit=share(limit), allowed=limit * prices.full_seconds),)
+        said += (_FAST.format(seconds=seconds, limit=share(limit), allowed=limit * prices.full_seconds),)
     votes = {vote.depth: vote.accuracy for vote in prior.votes}
     return Plan(
         budget=budget,
@@ -146,7 +149,7 @@ def plan(
         full_finetune_seconds=prices.full_seconds,
         seed=seed,
         views=views,
-        notes=notes,
+        notes=said,
     )
 
 
@@ -372,7 +375,7 @@ def _close(arms: Sequence[Trial]) -> list[Trial]:
     ordered = sorted(arms, key=lambda trial: (trial.loss, -trial.spec.depth))[:2]
     if len(ordered) < 2:
         return []
-    difference, error = paired(ordered[1].losses, ordered[0].losses)
+    difference, error = loss_gap(ordered[1], ordered[0])
     return ordered if difference <= 2 * error else []
 
 
@@ -412,12 +415,12 @@ def _continued(trial: Trial, epochs: float, *, schedule: str = "constant") -> Tr
 
 
 def _leaves_behind(trial: Trial, other: Trial) -> bool:
-    difference, error = paired(other.losses, trial.losses)
+    difference, error = loss_gap(other, trial)
     return difference > 2 * error and trial.accuracy >= other.accuracy
 
 
 def _ahead(arms: Sequence[Trial]) -> Trial:
     """The lowest validation loss, or the deepest within one paired standard error of it."""
     best = min(arms, key=lambda trial: (trial.loss, -trial.spec.depth))
-    tied = [trial for trial in arms if is_within(*paired(trial.losses, best.losses))]
+    tied = [trial for trial in arms if is_within(*loss_gap(trial, best))]
     return max(tied, key=lambda trial: trial.spec.depth)

@@ -24,7 +24,11 @@ from frostline.errors import (
 )
 from frostline.records import DataSummary, ModelSource, Preprocessing
 
-_GOALS = ("accuracy",)
+GOALS = ("accuracy", "balanced_accuracy")
+"""What a choice can be judged by: every sample counts the same, or every class."""
+
+UNEVEN = 5.0
+"""Times as many samples in the largest class as in the smallest from which on the plan says so."""
 
 
 @final
@@ -38,7 +42,7 @@ class Task:
         train: What is trained on.
         valid: What picks the depth and the epoch.
         test: What is scored once, at the end.
-        goal: What the choice is judged by; "accuracy".
+        goal: What the choice is judged by: "accuracy" counts every sample alike, "balanced_accuracy" every class.
         classes: K names; None names them "0", "1" and so on.
         source: How to build the network again, where it came from a name.
         preprocessing: How a picture becomes an input, where the samples are pictures.
@@ -74,8 +78,8 @@ class Task:
         preprocessing: Preprocessing | None = None,
         summary: DataSummary | None = None,
     ) -> None:
-        if goal not in _GOALS:
-            raise BadArgument(f"BadArgument: goal is {goal!r}; it must be {' or '.join(_GOALS)}.", goal=goal)
+        if goal not in GOALS:
+            raise BadArgument(f"BadArgument: goal is {goal!r}; it must be {' or '.join(GOALS)}.", goal=goal)
         _check_parts(train, valid, test)
         _check_parameters(model)
         self.model = model
@@ -89,6 +93,25 @@ class Task:
         outputs = _count_outputs(model, self.example())
         self.classes = classes if classes is not None else tuple(str(label) for label in range(outputs))
         _check_classes(self.classes, outputs, train)
+
+    @property
+    def is_balanced(self) -> bool:
+        """Whether the choice counts every class alike."""
+        return self.goal == "balanced_accuracy"
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What the user should know of the labels, in words."""
+        counts = torch.bincount(self.train.labels, minlength=len(self.classes))
+        largest, smallest = int(counts.argmax()), int(counts.argmin())
+        times = float(counts[largest] / counts[smallest].clamp_min(1))
+        if self.is_balanced or times < UNEVEN:
+            return ()
+        return (
+            f"The classes are uneven: {int(counts[largest]):,} training samples of {self.classes[largest]}, "
+            f"{int(counts[smallest]):,} of {self.classes[smallest]}. Every sample counts alike in the choice; with the "
+            "goal balanced_accuracy every class does.",
+        )
 
     def example(self, batch: int = 4) -> tuple[torch.Tensor, ...]:
         """The first inputs of the training part, (B, ...) each.

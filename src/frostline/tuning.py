@@ -35,6 +35,7 @@ def tune(
     head: str | None = None,
     warm: Path | None = None,
     start: Path | None = None,
+    valid_weights: torch.Tensor | None = None,
     flops_per_sample: float = 0.0,
     listener: Listener = silent,
 ) -> Trial:
@@ -57,6 +58,7 @@ def tune(
         head: Dotted name of the head, which has its own learning rate; None trains all at one.
         warm: File with the head's "weight" and "bias" to start from where there is no parent.
         start: File that the parent trial saved; needed where `spec.parent` is set.
+        valid_weights: What each validation row counts, 1 in the mean; None counts all alike.
         flops_per_sample: Forward operations of the live part for one sample.
         listener: Hears of the steps and of each epoch's loss.
 
@@ -101,9 +103,10 @@ def tune(
             samples += len(valid)
             losses, hits = trainee.check(valid, valid_labels, last)
             seconds = time.perf_counter() - since
-            point = _point(last / trainee.steps, (losses, hits), train_loss=loss, rate=rate, seconds=seconds)
+            means = _mean(losses, valid_weights), _mean(hits, valid_weights)
+            point = _point(last / trainee.steps, means, train_loss=loss, rate=rate, seconds=seconds)
             curve.append(point)
-            if best is None or point.valid_loss < _mean(best.losses):
+            if best is None or point.valid_loss < _mean(best.losses, valid_weights):
                 best = _Best(point.epoch, losses, hits, trainee.kept())
         assert best is not None
         _save(trainee, best, save_to)
@@ -117,6 +120,7 @@ def tune(
         best_epoch=best.epoch if best else 0,
         losses=tuple(best.losses.tolist()) if best else (),
         hits=tuple(best.hits.tolist()) if best else (),
+        sample_weights=() if best is None or valid_weights is None else tuple(valid_weights.tolist()),
         seconds=time.perf_counter() - begun,
         flops=samples * flops_per_sample,
         weights=None if failure else save_to.name,
@@ -125,14 +129,14 @@ def tune(
 
 
 def _point(
-    epoch: float, scored: tuple[torch.Tensor, torch.Tensor], *, train_loss: float | None, rate: float, seconds: float
+    epoch: float, means: tuple[float, float], *, train_loss: float | None, rate: float, seconds: float
 ) -> EpochPoint:
-    losses, hits = scored
+    loss, accuracy = means
     return EpochPoint(
         epoch=epoch,
         train_loss=train_loss,
-        valid_loss=_mean(losses),
-        valid_accuracy=_mean(hits),
+        valid_loss=loss,
+        valid_accuracy=accuracy,
         learning_rate=rate,
         seconds=seconds,
     )
@@ -449,8 +453,8 @@ def _finite(value: float, what: str) -> float:
     return value
 
 
-def _mean(values: torch.Tensor) -> float:
-    return float(values.double().mean())
+def _mean(values: torch.Tensor, weights: torch.Tensor | None = None) -> float:
+    return float((values.double() if weights is None else values.double() * weights).mean())
 
 
 def _lay_head(live: nn.Module, head: str, warm: Path, *, scale: float) -> None:

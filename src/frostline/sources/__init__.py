@@ -156,6 +156,7 @@ def load_task(
     model: str = "efficientnet_lite0",
     image_size: int | None = None,
     weights: Path | str | None = None,
+    goal: str = "accuracy",
     valid: float = 0.2,
     test: float = 0.2,
     seed: int = 0,
@@ -171,6 +172,7 @@ def load_task(
         model: As in `load_model`.
         image_size: Side of the inputs, pixels; None takes the network's own.
         weights: A local weights file.
+        goal: What the choice is judged by: "accuracy", or "balanced_accuracy" for uneven classes.
         valid: Share of everything for validation, where the data does not give that part.
         test: Share of everything for the test, likewise.
         seed: Of the division and of the new head.
@@ -221,11 +223,12 @@ def load_task(
         parts.train,
         parts.valid,
         parts.test,
+        goal=goal,
         classes=listing.classes,
         source=loaded.source,
         preprocessing=loaded.preprocessing,
         summary=parts.summary.model_copy(
-            update={"asked": (("valid", str(valid)), ("test", str(test)), ("skip_bad", str(skip_bad)))}
+            update={"asked": (("goal", goal), ("valid", str(valid)), ("test", str(test)), ("skip_bad", str(skip_bad)))}
         ),
     )
 
