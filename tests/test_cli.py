@@ -212,7 +212,7 @@ def test_command_has_the_arguments_and_defaults_of_its_public_functions(command,
 def test_fit_hands_every_option_on(runner, rooms):
     options = (
         "fit photos --model timm:x --out r --depth 3 --budget .5 --image-size 96 --views 2 --epochs 4 --seed 7 "
-        "--valid .1 --test .3 --engine torch --weights w.pth --skip-bad"
+        "--valid .1 --test .3 --engine torch --weights w.pth --skip-bad --goal balanced_accuracy"
     )
 
     outcome = runner.invoke(cli.app, options.split())
@@ -226,6 +226,7 @@ def test_fit_hands_every_option_on(runner, rooms):
         "model": "timm:x",
         "image_size": 96,
         "weights": Path("w.pth"),
+        "goal": "balanced_accuracy",
         "valid": 0.1,
         "test": 0.3,
         "seed": 7,
