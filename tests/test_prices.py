@@ -3,7 +3,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from frostline.prices import OVERHEAD, Prices, Race, affordable_epochs, most_cost, race_cost
-from frostline.records import Budget, Cut, CutGraph, EngineReport, Rates, Recipe, Stage
+from frostline.records import Budget, Cut, CutGraph, EngineReport, Rates, Recipe, Stage, Vote
 
 
 def prices_of(
@@ -94,9 +94,11 @@ def test_nothing_is_stored_where_nothing_is_frozen():
 
 
 def test_a_forecast_counts_the_live_parameters_and_both_costs():
-    forecast = prices_of().forecast(1, 0.8, is_candidate=True)
+    vote = Vote(depth=1, accuracy=0.8, low=0.7, high=0.9, loss=1, penalty=1, features=8)
 
-    assert forecast.parameters == 10 + 20
+    forecast = prices_of().forecast(1, vote, is_candidate=True)
+
+    assert (forecast.parameters, forecast.low, forecast.accuracy, forecast.high) == (10 + 20, 0.7, 0.8, 0.9)
     assert forecast.full_finetunes == pytest.approx((forecast.store_seconds + forecast.train_seconds) / 50.0)
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from frostline.records import Budget, Cost, Record, Trial, TrialSpec
+from frostline.records import Cost, Record, Trial, TrialSpec
 
 SOURCE = Path(__file__).parent.parent / "src" / "frostline"
 
@@ -89,9 +89,3 @@ def test_cost_is_counted_in_full_finetunes():
     cost = Cost(seconds=5, flops=3, full_finetune_seconds=10, full_finetune_flops=4, by_phase=())
 
     assert (cost.share_seconds, cost.share_flops) == (0.5, 0.75)
-
-
-def test_full_finetune_costs_one():
-    budget = Budget(limit=1.0, reserve=0.1, epochs=10, race_epochs=1, live_shares=(1.0, 0.5))
-
-    assert (budget.cost(0, 10), budget.cost(1, 10)) == (1.0, 0.5)

@@ -1,11 +1,14 @@
 import random
 
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from races import LITE, by_depth, carried_out, finishes, graph_of, plan_of, trial_of, votes_of
 
+from frostline.calibration import best_temperature
 from frostline.choosing import choose
+from frostline.comparing import paired
 from frostline.errors import AllTrialsFailed
 from frostline.prices import CHEAP
 from frostline.records import Trial
@@ -344,3 +347,50 @@ def test_a_network_whose_head_is_dear_races_it_like_any_other_depth():
 
     assert meant.budget.live_shares[graph.max_depth] > CHEAP
     assert {trial.spec.depth for trial in finishes(trials)} == {1}
+
+
+# --- few samples, wrong labels, words ---------------------------------------------------------
+
+
+def test_below_ten_labelled_samples_a_class_only_the_head_is_trained_and_the_plan_says_why():
+    # LITE has three classes.
+    few, enough = (plan_of(LITE, train=train, valid=9) for train in (20, 21))
+
+    trials = carried_out(LITE, few, lambda spec: trial_of(spec, 0.3))
+
+    assert (few.candidates, {trial.spec.depth for trial in trials}) == ((LITE.max_depth,), {LITE.max_depth})
+    assert "9.7 labelled samples a class" in few.notes[0]
+    assert len(enough.candidates) > 1
+
+
+@settings(max_examples=15, deadline=None)
+@given(st.integers(0, 99))
+def test_a_fifth_of_wrong_labels_does_not_turn_the_race(seed):
+    # Two networks, .95 and .85 right, as sure as networks are; a fifth of the validation labels is wrong.
+    generator = torch.Generator().manual_seed(seed)
+    truth = torch.randint(10, (400,), generator=generator)
+    labels = torch.where(torch.rand(400, generator=generator) < 0.2, (truth + 3) % 10, truth)
+    losses = []
+    for wrong in (20, 60):
+        answers = torch.where(torch.randperm(400, generator=generator) < wrong, (truth + 1) % 10, truth)
+        outputs = 8 * torch.nn.functional.one_hot(answers, 10) + torch.randn(400, 10, generator=generator)
+        factor = best_temperature(outputs, labels)
+        losses.append(torch.nn.functional.cross_entropy(outputs * factor, labels, reduction="none").tolist())
+
+    difference, error = paired(losses[1], losses[0])
+
+    assert difference > 2 * error
+
+
+def test_the_plan_says_in_words_what_the_votes_say_and_what_is_tried():
+    votes = votes_of(LITE, {9: 0.9})
+
+    meant = plan_of(LITE, prior=votes)
+
+    assert "best on what depth 9 computes, .900" in meant.reason
+    assert f"depths {meant.candidates[0]}, " in meant.reason
+    assert f" and {meant.candidates[-1]} are tried" in meant.reason
+
+
+def test_a_depth_that_is_given_needs_no_reason():
+    assert plan_of(LITE, depth=9).reason == ""

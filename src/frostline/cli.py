@@ -25,6 +25,7 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemaining
 from rich.table import Table
 
 import frostline as fl
+from frostline.amounts import interval
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
 
@@ -360,7 +361,7 @@ def plan_tables(plan: Mapping[str, Any]) -> list[RenderableType]:
             duration(forecast["store_seconds"]),
             duration(forecast["train_seconds"]),
             f"{forecast['full_finetunes']:.2f}",
-            "" if probe is None else f"{probe:.3f}",
+            "" if probe is None else interval(probe, forecast["low"], forecast["high"]),
             "yes" if forecast["is_candidate"] else "",
         )
     budget, engine = plan["budget"], plan["rates"]["engine"]
@@ -369,7 +370,9 @@ def plan_tables(plan: Mapping[str, Any]) -> list[RenderableType]:
         f"{budget['limit']:.2f} full fine-tunes, of {budget['epochs']} epochs and "
         f"{duration(plan['full_finetune_seconds'])} each.",
         f"Frozen part: {engine['engine']}, {engine['precision']}. {engine['why']}".rstrip(),
-        "probe: leave-one-out accuracy of a linear fit to what each depth computes; it says little of training.",
+        "probe: leave-one-out accuracy of a linear fit to what each depth computes, with its 95 % interval; it says "
+        "little of training.",
+        *([plan["reason"]] if plan["reason"] else []),
         *plan["notes"],
     ]
     return [table, *(writable(line) for line in lines)]

@@ -4,7 +4,7 @@ import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from frostline.records import Budget, CutGraph, Forecast, Rates, Recipe
+from frostline.records import Budget, CutGraph, Forecast, Rates, Recipe, Vote
 
 OVERHEAD = 0.05
 """Share of a full fine-tune set aside for what is not counted in operations, and for what the timings missed."""
@@ -253,7 +253,7 @@ class Prices:
         """Bytes of the kept rows; at depth 0 the samples themselves are read."""
         return self.graph.cuts[depth].bytes_per_sample * self.rows if depth else 0
 
-    def forecast(self, depth: int, accuracy: float | None, *, is_candidate: bool) -> Forecast:
+    def forecast(self, depth: int, vote: Vote | None, *, is_candidate: bool) -> Forecast:
         """What freezing that many stages costs."""
         store, train = self.store_seconds(depth), self.epoch_seconds(depth) * self.epochs
         return Forecast(
@@ -264,7 +264,9 @@ class Prices:
             store_seconds=store,
             train_seconds=train,
             full_finetunes=(store + train) / self.full_seconds if self.full_seconds else 0.0,
-            accuracy=accuracy,
+            accuracy=vote.accuracy if vote else None,
+            low=vote.low if vote else None,
+            high=vote.high if vote else None,
             is_candidate=is_candidate,
         )
 

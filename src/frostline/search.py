@@ -8,7 +8,7 @@ end without a restart.
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
-from frostline.amounts import share
+from frostline.amounts import interval, share
 from frostline.comparing import by_key, is_within, loss_gap
 from frostline.prices import CHEAP, Prices, Race, affordable_epochs, middle_of, most_cost
 from frostline.records import Budget, CutGraph, Plan, Prior, Rates, Recipe, Trial, TrialSpec
@@ -52,6 +52,9 @@ SAFE_RATE = 3e-4
 
 FEW = 200
 """Validation samples below which the plan says how coarse the comparison is."""
+
+FEWEST_A_CLASS = 10
+"""Labelled samples a class, for training and validation together, below which there is no race."""
 
 DISAGREEMENT = 0.1
 """Share of samples on which two good depths differ, which sets the standard error of their difference."""
@@ -124,7 +127,11 @@ def plan(
         test_samples=test_samples,
         views=views,
     )
-    if depth is None:
+    samples = (train_samples + valid_samples) / (graph.outputs or 1)
+    if depth is None and samples < FEWEST_A_CLASS:
+        race, budget, added = _head_alone(prices, steps, limit)
+        added = (_FEW.format(samples=samples), *(added if budget.limit > limit else ()))
+    elif depth is None:
         race, budget, added = _searched(prices, _candidates(graph, prior), steps, limit)
     else:
         race, budget, added = _fixed(prices, depth, steps, limit)
@@ -136,7 +143,7 @@ def plan(
     seconds = prices.search_seconds(race, budget)
     if depth is None and seconds > limit * prices.full_seconds:
         said += (_FAST.format(seconds=seconds, limit=share(limit), allowed=limit * prices.full_seconds),)
-    votes = {vote.depth: vote.accuracy for vote in prior.votes}
+    votes = {vote.depth: vote for vote in prior.votes}
     return Plan(
         budget=budget,
         rates=rates,
@@ -150,7 +157,28 @@ def plan(
         seed=seed,
         views=views,
         notes=said,
+        reason=_expectation(graph, prior, race) if depth is None else "",
     )
+
+
+def _expectation(graph: CutGraph, prior: Prior, race: Race) -> str:
+    """What the votes say, and what is tried because training may say otherwise."""
+    tried = ", ".join(map(str, race.depths[:-1])) + f" and {race.depths[-1]}" if len(race.depths) > 1 else ""
+    parts = []
+    if prior.votes:
+        best = max(prior.votes, key=lambda vote: (vote.accuracy, vote.depth))
+        alike = [vote.depth for vote in prior.votes if vote.high >= best.low]
+        parts.append(
+            f"Before any training a linear fit does best on what depth {best.depth} computes, "
+            f"{interval(best.accuracy, best.low, best.high)}"
+            + (f"; depths {min(alike)} to {max(alike)} cannot be told from it." if len(alike) > 1 else ".")
+        )
+    if tried:
+        parts.append(
+            f"What training gains it cannot say, so depths {tried} are tried, which train "
+            f"{', '.join(share(1 - graph.frozen_share(depth)) for depth in race.depths)} of the operations."
+        )
+    return " ".join(parts)
 
 
 def usual_epochs(steps: int) -> int:
@@ -177,6 +205,11 @@ def epochs_for(wanted: int, steps: int, most: float) -> float:
 _TOO_SMALL = (
     "A budget of {limit} full fine-tunes is less than a race of depths needs. Only the last part, from stage "
     "{depth} on, is trained; give a larger budget to have depths compared by training."
+)
+_FEW = (
+    "There are {samples:.1f} labelled samples a class to train and to validate on, too few to tell depths apart by "
+    "training: only the head is trained, from its closed form. What the votes say comes from leaving each training "
+    "sample out in turn."
 )
 _SMALLER = (
     "A budget of {limit} full fine-tunes pays for a smaller race than usual: {depths} depths and {rates} of the "
@@ -216,13 +249,16 @@ def _searched(
                     limit=share(limit), depths=len(kept), rates=len(race.rates), steps=round(race.epochs * steps)
                 )
                 return race, budget, () if is_whole else (smaller,)
-    race = _race(depths[-1:], (SAFE_RATE,), LAP_STEPS[-1], steps, prices.epochs)
+    return _head_alone(prices, steps, limit)
+
+
+def _head_alone(prices: Prices, steps: int, limit: float) -> tuple[Race, Budget, tuple[str, ...]]:
+    """No race: the deepest open cut is taken, whose training starts from the closed form."""
+    deepest = prices.graph.open_depths[-1]
+    race = _race((deepest,), (SAFE_RATE,), LAP_STEPS[-1], steps, prices.epochs)
     budget = prices.budget(race, limit=limit)
-    return (
-        race,
-        _raised(budget, budget.reserve + budget.cost(depths[-1], 1)),
-        (_TOO_SMALL.format(limit=share(limit), depth=depths[-1]),),
-    )
+    said = _TOO_SMALL.format(limit=share(limit), depth=deepest)
+    return race, _raised(budget, budget.reserve + budget.cost(deepest, 1)), (said,)
 
 
 def _race(depths: tuple[int, ...], rates: tuple[float, ...], lap: int, steps: int, epochs: int) -> Race:
