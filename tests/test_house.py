@@ -29,6 +29,7 @@ ROOMS = [
     "tangent",
     "tuning",
     "scoring",
+    "seeing",
     "search",
     "choosing",
     "delta",

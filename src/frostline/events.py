@@ -5,7 +5,7 @@ from typing import Literal, TypeVar
 
 from frostline.records import Record
 
-Phase = Literal["read", "trace", "probe", "measure", "prove", "store", "train", "score", "test", "report"]
+Phase = Literal["read", "trace", "probe", "measure", "prove", "store", "train", "score", "test", "look", "report"]
 
 _T = TypeVar("_T")
 
