@@ -6,6 +6,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from exhibited import album_of, six_claims
 
 from frostline.files import write_record
 from frostline.reporting import compare, render
@@ -49,7 +50,10 @@ def browser():
 
 @pytest.fixture(scope="module")
 def report(fake_evidence, tmp_path_factory):
-    return render(fake_evidence(CLASSES), tmp_path_factory.mktemp("report") / "report.html")
+    """All six claims and an album, with a hostile name wherever one of the user's can stand."""
+    evidence = fake_evidence(CLASSES).model_copy(update={"claims": six_claims(SCRIPT)})
+    album = album_of(CLASSES[1], name=SCRIPT)
+    return render(evidence, tmp_path_factory.mktemp("report") / "report.html", album=album)
 
 
 @pytest.fixture(scope="module")
@@ -126,7 +130,9 @@ def test_a_class_named_like_a_script_is_shown_as_text(browser, report):
         assert any(label.startswith("<script>alert(1)") for label in labels)
         assert "$x^2$" in labels
         assert page.evaluate("document.scripts.length") == 3
-        assert page.locator("img").count() == 0
+        assert page.locator("img:not([src^='data:image/'])").count() == 0
+        assert page.locator("#sights summary bdi").first.inner_text() == f"{SCRIPT}.0"
+        assert page.locator(".mistakes figcaption bdi").first.inner_text() == CLASSES[1]
         assert page.trouble == []
 
 
@@ -145,7 +151,7 @@ def test_a_class_named_like_a_script_is_text_when_pointed_at(browser, report):
 
 def test_every_plot_is_drawn(browser, report):
     with opened(browser, report) as page:
-        assert page.locator(".plot").count() == 4
+        assert page.locator(".plot").count() == 4 + 5
         for plot in page.locator(".plot").all():
             assert plot.locator("svg.main-svg").count() >= 1
         assert page.locator("#plot-depth .points path").count() > 20
@@ -167,7 +173,9 @@ def test_headings_tell_the_story_in_order(browser, report):
         assert headings == [
             "Accuracy and cost by depth",
             "Why this depth, and its rivals",
+            "What freezing brings on this data",
             "The stages of EfficientNet",
+            "What each stage sees",
             "Learning curves",
             "What it gets right and wrong",
             "Predicted and actual cost",
@@ -213,6 +221,53 @@ def test_folded_plot_is_drawn_when_it_is_opened(browser, report_of_many):
         page.wait_for_timeout(200)
         assert page.locator("#plot-overview .heatmaplayer").bounding_box()["height"] > 400
         assert page.trouble == []
+
+
+def test_every_picture_is_decoded_and_large_enough_to_be_looked_at(browser, report):
+    with opened(browser, report, width=390, height=844) as page:
+        page.evaluate("document.querySelectorAll('details').forEach((fold) => { fold.open = true; })")
+        page.evaluate(
+            "Promise.all(Array.from(document.images, (image) => { image.loading = 'eager'; return image.decode(); }))"
+        )
+
+        pictures = page.evaluate(
+            "Array.from(document.images, (image) => [image.naturalWidth, image.clientWidth, image.clientHeight])"
+        )
+
+        assert len(pictures) == 32 + 18 * 3 * 4 + 12
+        assert all(width > 0 for width, _, _ in pictures)
+        assert min(side for _, *sides in pictures for side in sides) >= 48
+        assert page.trouble == []
+
+
+def test_first_middle_and_last_stage_are_open_and_the_others_folded(browser, report):
+    with opened(browser, report) as page:
+        is_open = page.evaluate("Array.from(document.querySelectorAll('.sight'), (fold) => fold.open)")
+
+        assert [place for place, one in enumerate(is_open) if one] == [0, 9, 17]
+
+
+def test_keyboard_reaches_the_most_confident_mistakes(browser, report):
+    with opened(browser, report, width=390, reduced_motion="reduce") as page:
+        page.get_by_role("region", name="Weakest classes").focus()
+
+        page.keyboard.press("Tab")
+
+        assert page.evaluate("document.activeElement.querySelectorAll('.mistakes img').length") == 12
+
+
+def test_verdicts_stand_beside_the_name_of_their_claim(browser, report):
+    with opened(browser, report) as page:
+        heads = [text.replace("\n", " ") for text in page.locator(".claim .head").all_inner_texts()]
+
+        assert heads == [
+            "Reuse of features ✓ holds",
+            "Less data ✓ holds",
+            "Faster convergence ✗ does not hold",
+            "More stable training ? not decided",
+            "Less overfitting ? not decided",
+        ]
+        assert "Fewer resources" in page.locator(".missing").inner_text()
 
 
 STOPS = """

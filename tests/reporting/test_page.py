@@ -5,7 +5,7 @@ import math
 import pytest
 
 from frostline.records import Choice
-from frostline.reporting.page import headline, page
+from frostline.reporting.page import headline, page, run_folder
 
 
 def choice(depth, name="blocks.3.0"):
@@ -152,3 +152,14 @@ def test_code_to_paste_names_the_run_folder_and_is_python(fake_evidence):
     compile(usage["torch"], "torch", "exec")
     assert "runs/sign-digits-3f9c" in usage["python"]
     assert "frostline predict runs/sign-digits-3f9c " in usage["shell"]
+
+
+@pytest.mark.parametrize(
+    ("file", "name"), [("runs/pets\n/delta.safetensors", "runs/pets\\n"), ("delta.safetensors", "RUN")]
+)
+def test_run_folder_is_named_as_a_command_takes_it(fake_evidence, file, name):
+    evidence = fake_evidence()
+
+    moved = evidence.model_copy(update={"delta": evidence.delta.model_copy(update={"file": file})})
+
+    assert run_folder(moved) == name

@@ -1,5 +1,6 @@
 """The report is one offline file in which every name is text."""
 
+import base64
 import json
 import re
 import shutil
@@ -9,6 +10,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
+from exhibited import album_of, picture, six_claims
 
 import frostline as fl
 from frostline.errors import BadArgument, NewerSchema, NotARun, NotWritable
@@ -29,6 +31,7 @@ HOSTILE = (
     "line\nbreak\x00\x1b[31m",
     "Ünïcödé 猫 عربي",
 )
+LARGE = base64.b64encode(b"\xff\xd8\xff" + bytes(3700)).decode()
 VOID = {"meta", "link", "br", "img", "input", "hr"}
 
 
@@ -55,9 +58,9 @@ class Outline(HTMLParser):
         return [attrs for name, attrs in self.found if name == tag]
 
 
-def outline_of(evidence, tmp_path):
+def outline_of(evidence, tmp_path, album=None):
     outline = Outline()
-    outline.feed(render(evidence, tmp_path / "report.html").read_text("utf-8"))
+    outline.feed(render(evidence, tmp_path / "report.html", album=album).read_text("utf-8"))
     outline.close()
     return outline
 
@@ -80,6 +83,7 @@ def hostile_evidence(fake_evidence):
             "choice": evidence.choice.model_copy(update={"stage_name": bad, "reason": bad, "rule": bad}),
             "arguments": (("depth", bad),),
             "delta": evidence.delta.model_copy(update={"file": f"runs/{bad}/delta.safetensors"}),
+            "claims": six_claims(bad),
         }
     )
 
@@ -92,10 +96,11 @@ def test_report_is_one_file_under_eight_megabytes(fake_evidence, tmp_path):
 
 
 @pytest.mark.parametrize("classes", [2, 136, 1000])
-def test_report_stays_small_for_any_number_of_classes(fake_evidence, tmp_path, classes):
+def test_report_stays_small_for_any_number_of_classes_and_pictures(fake_evidence, tmp_path, classes):
     names = tuple(f"a class with a rather long name {k}" for k in range(classes))
+    evidence = fake_evidence(names).model_copy(update={"claims": six_claims()})
 
-    file = render(fake_evidence(names), tmp_path / "report.html")
+    file = render(evidence, tmp_path / "report.html", album=album_of(image=LARGE))
 
     assert file.stat().st_size < 8_000_000
 
@@ -108,10 +113,10 @@ def test_equal_evidence_gives_equal_bytes(fake_evidence, tmp_path):
 
 def test_names_are_text_and_make_no_element(fake_evidence, hostile_evidence, tmp_path):
     tame = outline_of(fake_evidence(tuple("abcdefghij")), tmp_path)
-    hostile = outline_of(hostile_evidence, tmp_path)
+    hostile = outline_of(hostile_evidence, tmp_path, album_of(HOSTILE[1], stages=2, name=HOSTILE[1]))
 
     assert len(hostile.all("script")) == len(tame.all("script")) == 3
-    assert not hostile.all("img")
+    assert {attrs["src"][:10] for attrs in hostile.all("img")} == {"data:image"}
     assert hostile.open == []
     written = "".join(hostile.text)
     for name in HOSTILE[:7]:
@@ -119,7 +124,7 @@ def test_names_are_text_and_make_no_element(fake_evidence, hostile_evidence, tmp
 
 
 def test_no_element_has_a_handler_in_its_attributes(hostile_evidence, tmp_path):
-    outline = outline_of(hostile_evidence, tmp_path)
+    outline = outline_of(hostile_evidence, tmp_path, album_of('" onload="alert(4)'))
 
     assert not [name for _, attrs in outline.found for name in attrs if name.startswith("on")]
 
@@ -140,30 +145,33 @@ def test_policy_of_the_page_lets_nothing_be_fetched(fake_evidence, tmp_path):
     policy = next(attrs["content"] for attrs in outline.all("meta") if "content-security-policy" in str(attrs).lower())
 
     assert "default-src 'none'" in policy
+    assert "img-src data:;" in policy
     assert "'unsafe-inline'" not in policy.split("script-src")[1].split(";")[0]
     assert not [attrs for attrs in outline.all("script") if "src" in attrs]
     assert all(attrs["href"].startswith(("#", "data:")) for tag in ("a", "link") for attrs in outline.all(tag))
 
 
 def test_page_is_told_to_those_who_cannot_see_it(fake_evidence, tmp_path):
-    outline = outline_of(fake_evidence(), tmp_path)
+    outline = outline_of(fake_evidence().model_copy(update={"claims": six_claims()}), tmp_path, album_of())
 
     assert outline.all("html")[0]["lang"] == "en"
     assert len(outline.all("h1")) == 1
     assert len(outline.all("caption")) == len(outline.all("table"))
     plots = [attrs for attrs in outline.all("div") if "plot" in attrs.get("class", "").split()]
-    assert len(plots) == 4
+    assert len(plots) == 4 + 5
+    assert all(attrs["alt"] for attrs in outline.all("img"))
     assert all(attrs["role"] == "img" and len(attrs["aria-label"]) > 40 for attrs in plots)
 
 
 def test_headings_skip_no_level(fake_evidence, tmp_path):
-    levels = [int(tag[1]) for tag, _ in outline_of(fake_evidence(), tmp_path).found if re.fullmatch("h[1-6]", tag)]
+    outline = outline_of(fake_evidence().model_copy(update={"claims": six_claims()}), tmp_path, album_of())
 
+    levels = [int(tag[1]) for tag, _ in outline.found if re.fullmatch("h[1-6]", tag)]
     assert all(after <= before + 1 for before, after in zip([0, *levels], levels, strict=False))
 
 
 def test_every_reference_inside_the_page_leads_somewhere(fake_evidence, tmp_path):
-    outline = outline_of(fake_evidence(), tmp_path)
+    outline = outline_of(fake_evidence().model_copy(update={"claims": six_claims()}), tmp_path, album_of())
     ids = [attrs["id"] for _, attrs in outline.found if "id" in attrs]
 
     assert len(ids) == len(set(ids))
@@ -177,7 +185,7 @@ def test_report_of_an_extreme_choice_is_whole(fake_evidence, tmp_path, depth):
     outline = outline_of(fake_evidence(depth=depth), tmp_path)
 
     assert outline.open == []
-    assert len(outline.all("section")) == 9
+    assert len(outline.all("section")) == 10
 
 
 def test_report_without_votes_rivals_preprocessing_and_findings_is_whole(fake_evidence, tmp_path):
@@ -195,6 +203,51 @@ def test_report_without_votes_rivals_preprocessing_and_findings_is_whole(fake_ev
 
     assert outline.open == []
     assert "".join(outline.text).count("None.") == 3
+
+
+# --- claims and pictures ----------------------------------------------------------------------
+
+
+def test_a_claim_is_told_with_verdict_number_sentence_and_control(fake_evidence, tmp_path):
+    claim = six_claims()[0]
+
+    outline = outline_of(fake_evidence().model_copy(update={"claims": (claim,)}), tmp_path)
+
+    written = " ".join(" ".join(outline.text).split())
+    for part in ("✓ holds", "31.2 points (28.1 to 34.3)", claim.sentence, claim.control):
+        assert part in written
+
+
+def test_a_claim_without_a_number_is_told_without_one(fake_evidence, tmp_path):
+    claim = six_claims()[3].model_copy(update={"value": None, "low": None, "high": None})
+
+    outline = outline_of(fake_evidence().model_copy(update={"claims": (claim,)}), tmp_path)
+
+    assert not [attrs for attrs in outline.all("p") if attrs.get("class") == "number"]
+    assert claim.sentence in "".join(outline.text)
+
+
+def test_a_run_without_claims_and_pictures_says_how_to_measure_them(fake_evidence, tmp_path):
+    outline = outline_of(fake_evidence(), tmp_path)
+
+    assert "".join(outline.text).count("frostline evidence runs/sign-digits-3f9c --claims") == 6
+    assert not outline.all("img")
+    assert "sights" not in [attrs.get("id") for attrs in outline.all("section")]
+
+
+def test_every_picture_of_an_album_is_shown(fake_evidence, tmp_path):
+    outline = outline_of(fake_evidence(), tmp_path, album_of(stages=5))
+
+    shown = [attrs["src"] for attrs in outline.all("img")]
+    assert len(shown) == 32 + 5 * 3 * 4 + 12
+    assert f"data:image/jpeg;base64,{picture(11, side=96)}" in shown
+
+
+def test_what_is_no_picture_makes_no_element(fake_evidence, tmp_path):
+    outline = outline_of(fake_evidence(), tmp_path, album_of(image="https://example.org/track.png"))
+
+    assert not outline.all("img")
+    assert outline.open == []
 
 
 def test_names_that_are_no_text_on_any_disk_can_still_be_written(fake_evidence, tmp_path):
@@ -256,6 +309,24 @@ def test_report_leaves_page_and_summary(run_folder):
 
     assert report(run) == run / "report.html"
     assert (run / "summary.md").read_text("utf-8").startswith("### Freeze the first 7")
+
+
+def test_report_shows_the_pictures_beside_the_evidence(run_folder):
+    run = run_folder("run")
+    write_record(run / "album.json", album_of())
+
+    text = report(run).read_text("utf-8")
+
+    assert "What each stage sees" in text
+    assert "The most confident mistakes" in text
+
+
+def test_an_album_that_holds_something_else_is_refused(run_folder):
+    run = run_folder("run")
+    (run / "album.json").write_text('{"schema": 1, "photos": []}')
+
+    with pytest.raises(NotARun, match="Album"):
+        report(run)
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 import re
 
 import pytest
+from exhibited import six_claims
 
 from frostline.reporting.summary import curve, escaped, summary
 
@@ -79,3 +80,15 @@ def test_summary_without_votes_and_rivals_is_whole(fake_evidence):
     )
 
     assert len(curve(bare)) == 2
+
+
+def test_summary_tells_each_claim_that_was_measured_and_how_to_measure_the_rest(fake_evidence):
+    text = summary(fake_evidence().model_copy(update={"claims": six_claims()}))
+
+    assert "| Reuse of features | **holds** | 31.2 points (28.1 to 34.3) |" in text
+    assert len(re.findall(r"\| \*\*(?:holds|does not hold|not decided)\*\* \|", text)) == 5
+    assert "Not measured: `frostline evidence RUN --claims resources` does it." in text
+
+
+def test_summary_without_claims_has_no_table_of_them(fake_evidence):
+    assert "freezing is said to bring" not in summary(fake_evidence())

@@ -12,6 +12,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from frostline import amounts
 from frostline.errors import BadArgument, NotARun
+from frostline.exhibits import Album
 from frostline.files import read_record, write_whole
 from frostline.plots import (
     MOST_DRAWN,
@@ -24,6 +25,8 @@ from frostline.plots import (
     learning_curves,
 )
 from frostline.records import Evidence
+from frostline.reporting.album import album_told
+from frostline.reporting.claimed import claim_figures, claimed
 from frostline.reporting.comparison import Comparison, comparison
 from frostline.reporting.curves import cost_points, depth_curves
 from frostline.reporting.page import page
@@ -33,7 +36,7 @@ from frostline.reporting.summary import summary
 _HERE = Path(__file__).parent
 
 
-def render(evidence: Evidence, file: Path | str) -> Path:
+def render(evidence: Evidence, file: Path | str, *, album: Album | None = None) -> Path:
     """Write the report: one HTML file that needs neither network nor torch.
 
     The same evidence gives the same bytes. Names of classes and files are shown as text; the
@@ -42,6 +45,7 @@ def render(evidence: Evidence, file: Path | str) -> Path:
     Args:
         evidence: Everything that is to be said.
         file: Replaced if it exists.
+        album: Pictures to show with it, as far as there is room; what is no JPEG or PNG is left out.
 
     Returns:
         The file, under 8 MB.
@@ -53,14 +57,21 @@ def render(evidence: Evidence, file: Path | str) -> Path:
     Example:
         >>> import inspect
         >>> list(inspect.signature(render).parameters)
-        ['evidence', 'file']
+        ['evidence', 'file', 'album']
     """
-    told = page(evidence) | {"version": evidence.frostline, "most_written": MOST_WRITTEN, "most_drawn": MOST_DRAWN}
+    side = evidence.preprocessing.image_size if evidence.preprocessing else None
+    told = page(evidence) | {
+        "claims": claimed(evidence),
+        "album": album_told(album or Album(), picture_side=side),
+        "version": evidence.frostline,
+        "most_written": MOST_WRITTEN,
+        "most_drawn": MOST_DRAWN,
+    }
     return _lay_out("report.html.j2", Path(file), told, _figures(evidence))
 
 
 def report(run: Path | str) -> Path:
-    """Write report and summary of a finished run again from its evidence, without torch.
+    """Write report and summary of a finished run again from its evidence and its pictures, without torch.
 
     Args:
         run: Run folder.
@@ -69,7 +80,7 @@ def report(run: Path | str) -> Path:
         The HTML file; `summary.md` beside it says the same in short, to paste into a pull request.
 
     Raises:
-        NotARun: The folder holds no finished run.
+        NotARun: The folder holds no finished run, or its `album.json` holds something else.
 
     Example:
         >>> fl.report("no-such-run")
@@ -79,7 +90,9 @@ def report(run: Path | str) -> Path:
     """
     evidence = _evidence_of(run)
     _write(Path(run) / "summary.md", summary(evidence))
-    return render(evidence, Path(run) / "report.html")
+    pictures = Path(run) / "album.json"
+    album = read_record(pictures, Album) if pictures.exists() else None
+    return render(evidence, Path(run) / "report.html", album=album)
 
 
 def compare(*runs: Path | str, out: Path | str | None = None) -> Comparison:
@@ -174,7 +187,7 @@ def _figures(evidence: Evidence) -> dict[str, Figure]:
     loss, accuracy = learning_curves(evidence.trials, evidence.choice)
     curve = depth_curve(evidence.graph, evidence.prior, evidence.plan, choice=evidence.choice, valid=evidence.valid)
     mistakes = confusion(evidence.data.classes, evidence.test)
-    figures = {"depth": curve, "loss": loss, "accuracy": accuracy, "confusion": mistakes}
+    figures = {"depth": curve, "loss": loss, "accuracy": accuracy, "confusion": mistakes, **claim_figures(evidence)}
     if MOST_WRITTEN < len(evidence.data.classes) <= MOST_DRAWN:
         figures["overview"] = confusion_overview(evidence.data.classes, evidence.test)
     return figures

@@ -389,8 +389,7 @@ def data(evidence: Evidence) -> Row:
 
 def usage(evidence: Evidence) -> Row:
     """Code to paste."""
-    folder = str(PurePath(evidence.delta.file).parent)
-    run = visible(folder if folder != "." else "RUN")
+    run = run_folder(evidence)
     return {
         "shell": f"frostline predict {shlex.quote(run)} photo.jpg more_photos/\nfrostline report {shlex.quote(run)}",
         "python": "\n".join(
@@ -411,6 +410,18 @@ def usage(evidence: Evidence) -> Row:
             ]
         ),
     }
+
+
+def run_folder(evidence: Evidence) -> str:
+    """Name the run's folder as commands take it.
+
+    Example:
+        >>> from frostline.records import Delta
+        >>> run_folder(Evidence.model_construct(delta=Delta.model_construct(file="runs/pets/delta.safetensors")))
+        'runs/pets'
+    """
+    folder = str(PurePath(evidence.delta.file).parent)
+    return visible(folder if folder != "." else "RUN")
 
 
 def repeat(evidence: Evidence) -> Row:

@@ -3,7 +3,9 @@
 import re
 
 from frostline.amounts import axis_share, byte_count, interval, scaled, share, visible
+from frostline.exhibits import CLAIMS
 from frostline.records import Evidence
+from frostline.reporting.claimed import measured, number, title
 from frostline.reporting.page import depths, headline, usage
 
 _WIDTH = 20
@@ -52,6 +54,7 @@ def summary(evidence: Evidence) -> str:
         *curve(evidence),
         "```",
         "",
+        *claims_table(evidence),
         "```python",
         usage(evidence)["python"],
         "```",
@@ -89,6 +92,23 @@ def curve(evidence: Evidence) -> tuple[str, ...]:
         ).rstrip()
         for line in lines
     )
+
+
+def claims_table(evidence: Evidence) -> tuple[str, ...]:
+    """The claims that were measured as lines of a table, and what measures the rest; nothing without any.
+
+    Example:
+        >>> claims_table(Evidence.model_construct(claims=()))
+        ()
+    """
+    found = measured(evidence)
+    if not found:
+        return ()
+    rows = [f"| {title(one)} | **{one.verdict}** | {number(one)} |" for one in found]
+    missing = [name for name in CLAIMS if name not in {claim.name for claim in found}]
+    rest = f"Not measured: `frostline evidence RUN --claims {','.join(missing)}` does it."
+    heading = "| what freezing is said to bring | on this data | number, 95 % interval |"
+    return (heading, "| --- | --- | --- |", *rows, "", *([rest, ""] if missing else []))
 
 
 def escaped(text: str) -> str:

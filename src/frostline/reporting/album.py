@@ -1,0 +1,124 @@
+"""Pictures of the report: what each stage sees, the first layer's filters, the most confident mistakes."""
+
+import base64
+import binascii
+from collections.abc import Sequence
+from typing import Any
+
+from frostline.amounts import share, visible
+from frostline.exhibits import Album, Channel, Crop, Mistake, Sight
+
+Row = dict[str, Any]
+
+_KINDS = {b"\xff\xd8\xff": "image/jpeg", b"\x89PNG\r\n\x1a\n": "image/png"}
+"""How the files of the kinds that are shown begin."""
+
+_ROOM_OF_SIGHTS, _ROOM_OF_FILTERS, _ROOM_OF_MISTAKES = 1_200_000, 200_000, 600_000
+"""Letters of base64 that each part may take, so that the page stays under 8 MB."""
+
+
+def album_told(album: Album, *, picture_side: int | None) -> Row:
+    """Lay out the pictures as far as there is room; what is no JPEG or PNG is not shown.
+
+    Args:
+        album: The pictures.
+        picture_side: Side of the network's input in pixels, where it is known.
+
+    Returns:
+        Texts, and rows of texts, by the names that the template uses.
+
+    Example:
+        >>> album_told(Album(), picture_side=224)["mistakes"]
+        ()
+    """
+    mistakes = [row for mistake in album.mistakes if (row := _mistake(mistake))["source"]]
+    filters = [source for image in album.filters if (source := data_uri(image))]
+    ranks = _ranks_that_fit(album.sights)
+    sights = [row for sight in album.sights if (row := _sight(sight, ranks, picture_side))["channels"]]
+    for place in {0, len(sights) // 2, len(sights) - 1} if sights else ():
+        sights[place]["is_open"] = True
+    return {
+        "filters": _fitting(filters, filters, _ROOM_OF_FILTERS),
+        "sights": tuple(sights),
+        "mistakes": _fitting(mistakes, [row["source"] for row in mistakes], _ROOM_OF_MISTAKES),
+    }
+
+
+def data_uri(image: str) -> str:
+    """Write a picture as an address that holds it, or nothing if it is no JPEG or PNG in base64.
+
+    Args:
+        image: A file in base64.
+
+    Returns:
+        A `data:` address, or "".
+
+    Example:
+        >>> data_uri(base64.b64encode(b"<svg onload='alert(1)'/>").decode())
+        ''
+    """
+    try:
+        content = base64.b64decode(image, validate=True)
+    except (binascii.Error, ValueError):
+        return ""
+    kind = next((kind for beginning, kind in _KINDS.items() if content.startswith(beginning)), None)
+    return f"data:{kind};base64,{image}" if kind else ""
+
+
+def _fitting(rows: Sequence[Any], sources: Sequence[str], room: int) -> tuple[Any, ...]:
+    kept = []
+    for row, source in zip(rows, sources, strict=True):
+        room -= len(source)
+        if room < 0:
+            break
+        kept.append(row)
+    return tuple(kept)
+
+
+def _ranks_that_fit(sights: Sequence[Sight]) -> int:
+    """How many crops of each channel there is room for, the strongest first."""
+    channels = [channel.crops for sight in sights for channel in sight.channels]
+    room, ranks = _ROOM_OF_SIGHTS, 0
+    while any(len(crops) > ranks for crops in channels):
+        room -= sum(len(crops[ranks].image) for crops in channels if len(crops) > ranks)
+        if room < 0:
+            break
+        ranks += 1
+    return ranks
+
+
+def _sight(sight: Sight, ranks: int, picture_side: int | None) -> Row:
+    is_whole = picture_side is not None and sight.side >= picture_side
+    channels = [_channel(channel, ranks) for channel in sight.channels]
+    return {
+        "number": sight.stage + 1,
+        "name": visible(sight.name),
+        "field": "the whole picture" if is_whole else f"{sight.side} × {sight.side} pixels",
+        "channels": tuple(channel for channel in channels if channel["crops"]),
+        "is_open": False,
+    }
+
+
+def _channel(channel: Channel, ranks: int) -> Row:
+    crops = [_crop(crop) for crop in channel.crops[:ranks]]
+    return {"index": channel.index, "crops": tuple(crop for crop in crops if crop["source"])}
+
+
+def _crop(crop: Crop) -> Row:
+    return {
+        "source": data_uri(crop.image),
+        "said": f"picture {crop.sample}, class {visible(crop.label)}",
+        "strength": f"{share(crop.strength)} of the channel's strongest answer",
+    }
+
+
+def _mistake(mistake: Mistake) -> Row:
+    return {
+        "source": data_uri(mistake.image),
+        "said": f"picture {mistake.sample}, class {visible(mistake.label)}",
+        "file": visible(mistake.file),
+        "sample": mistake.sample,
+        "label": visible(mistake.label),
+        "prediction": visible(mistake.prediction),
+        "confidence": share(mistake.confidence),
+    }

@@ -1,0 +1,91 @@
+"""Pictures are shown as far as there is room, and only what is a picture."""
+
+import base64
+
+import pytest
+from exhibited import album_of, picture
+from hypothesis import given
+from hypothesis import strategies as st
+
+from frostline.exhibits import Album
+from frostline.reporting.album import album_told, data_uri
+
+SVG = base64.b64encode(b"<svg xmlns='http://www.w3.org/2000/svg' onload='alert(1)'/>").decode()
+
+
+def letters(told):
+    crops = [crop["source"] for sight in told["sights"] for channel in sight["channels"] for crop in channel["crops"]]
+    return sum(map(len, [*told["filters"], *crops, *(row["source"] for row in told["mistakes"])]))
+
+
+@given(st.text() | st.binary().map(lambda content: base64.b64encode(content).decode()))
+def test_only_a_picture_becomes_an_address(text):
+    assert data_uri(text) == "" or base64.b64decode(text, validate=True)[:3] in (b"\xff\xd8\xff", b"\x89PN")
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG"])
+def test_a_picture_is_an_address_of_its_kind(kind):
+    image = picture(1, kind=kind)
+
+    assert data_uri(image) == f"data:image/{kind.lower()};base64,{image}"
+
+
+@pytest.mark.parametrize(
+    "image",
+    ["", SVG, "javascript:alert(1)", '"><img src=x onerror=alert(1)>', picture(1) + '"', picture(1)[:-1], "猫"],
+)
+def test_what_is_no_picture_is_not_shown(image):
+    told = album_told(album_of(image=image or "-"), picture_side=96)
+
+    assert data_uri(image) == ""
+    assert told == {"filters": (), "sights": (), "mistakes": ()}
+
+
+def test_first_middle_and_last_stage_stand_open():
+    sights = album_told(album_of(stages=9), picture_side=96)["sights"]
+
+    assert [place for place, sight in enumerate(sights) if sight["is_open"]] == [0, 4, 8]
+
+
+@pytest.mark.parametrize(("side", "says"), [(96, "the whole picture"), (None, "96 × 96 pixels")])
+def test_a_field_as_large_as_the_picture_is_the_whole_picture(side, says):
+    sights = album_told(album_of(), picture_side=side)["sights"]
+
+    assert [sights[0]["field"], sights[-1]["field"]] == ["3 × 3 pixels", says]
+
+
+def test_a_crop_says_which_picture_and_class_it_is_of():
+    crop = album_told(album_of("cat\n"), picture_side=96)["sights"][0]["channels"][0]["crops"][1]
+
+    assert crop["said"] == "picture 1, class cat\\n"
+    assert crop["strength"] == ".500 of the channel's strongest answer"
+
+
+def test_a_mistake_says_class_answer_and_confidence():
+    row = album_told(album_of("cat"), picture_side=96)["mistakes"][3]
+
+    assert [row[name] for name in ("label", "prediction", "confidence", "file")] == [
+        "cat",
+        "not cat",
+        ".969",
+        "cat/3.png",
+    ]
+
+
+@pytest.mark.parametrize("kilobytes", [1, 30, 400])
+def test_pictures_never_take_more_than_their_room(kilobytes):
+    image = base64.b64encode(b"\xff\xd8\xff" + bytes(kilobytes * 1000)).decode()
+
+    assert letters(album_told(album_of(image=image, stages=6), picture_side=96)) <= 2_100_000
+
+
+def test_where_room_is_short_the_strongest_crops_of_every_channel_stay():
+    image = base64.b64encode(b"\xff\xd8\xff" + bytes(7000)).decode()
+
+    sights = album_told(album_of(image=image), picture_side=96)["sights"]
+
+    assert {len(channel["crops"]) for sight in sights for channel in sight["channels"]} == {2}
+
+
+def test_an_empty_album_shows_nothing():
+    assert album_told(Album(), picture_side=96) == {"filters": (), "sights": (), "mistakes": ()}
