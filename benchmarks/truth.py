@@ -32,10 +32,11 @@ from tasks import IMAGE_SIZE, SPLIT_SEED, TASKS, load
 import frostline as fl
 from frostline.claims import machine
 from frostline.copies import copy_of
+from frostline.prices import head_scale
 from frostline.probing import Pooled
 from frostline.records import CutGraph, Recipe, Trial, TrialSpec
 from frostline.scoring import outputs_of
-from frostline.search import AVERAGING, LEARNING_RATES, RISE_STEPS, head_scale, usual_epochs
+from frostline.search import AVERAGING, LEARNING_RATES, RISE_STEPS, usual_epochs
 from frostline.tuning import tune
 
 DEPTHS = 9

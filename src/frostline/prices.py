@@ -19,9 +19,13 @@ STEP = 0.05
 TIMED_STEPS = 6
 """Steps with nothing frozen that are timed before the plan, warming up included."""
 
-
 CHEAP = 0.05
 """Live share up to which a depth is trained to the end in any case; head only nearly always is."""
+
+SOFT_HEAD = 0.3
+"""Factor on the warm head where more than the head is trained. Calibrated as it comes it is so sure of the
+training samples that little gradient reaches the stages below: with 9 of 18 stages frozen the validation loss
+after one epoch was .77 on sign digits and 2.60 on Omniglot, and .60 and 1.97 with the softer start."""
 
 
 class Race(NamedTuple):
@@ -68,6 +72,16 @@ def middle_of(depths: Sequence[int]) -> int:
     """
     inner = depths[:-1] or depths
     return inner[len(inner) // 2]
+
+
+def head_scale(depth: int, max_depth: int) -> float:
+    """Factor on the warm head at the start of a training: 1 where the head alone is trained.
+
+    Example:
+        >>> head_scale(18, 18), head_scale(9, 18)
+        (1.0, 0.3)
+    """
+    return 1.0 if depth == max_depth else SOFT_HEAD
 
 
 def race_cost(budget: Budget, race: Race) -> float:

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from frostline.amounts import interval, share
 from frostline.comparing import by_key, is_within, loss_gap
-from frostline.prices import CHEAP, Prices, Race, affordable_epochs, middle_of, most_cost
+from frostline.prices import CHEAP, Prices, Race, affordable_epochs, head_scale, middle_of, most_cost
 from frostline.records import Budget, CutGraph, Plan, Prior, Rates, Recipe, Trial, TrialSpec
 
 STEPS = 600
@@ -41,11 +41,6 @@ NEIGHBOURHOOD = 0.08
 
 LEAST_FINISH = 0.25
 """Share of the planned epochs that the dearest arm must still be able to go on for, or the race is made smaller."""
-
-SOFT_HEAD = 0.3
-"""Factor on the warm head where more than the head is trained. Calibrated as it comes it is so sure of the
-training samples that little gradient reaches the stages below: with 9 of 18 stages frozen the validation loss
-after one epoch was .77 on sign digits and 2.60 on Omniglot, and .60 and 1.97 with the softer start."""
 
 SAFE_RATE = 3e-4
 """Where no race of rates can be paid for: short of the best for convolutions, borne by attention."""
@@ -413,16 +408,6 @@ def _close(arms: Sequence[Trial]) -> list[Trial]:
         return []
     difference, error = loss_gap(ordered[1], ordered[0])
     return ordered if difference <= 2 * error else []
-
-
-def head_scale(depth: int, max_depth: int) -> float:
-    """Factor on the warm head at the start of a training: 1 where the head alone is trained.
-
-    Example:
-        >>> head_scale(18, 18), head_scale(9, 18)
-        (1.0, 0.3)
-    """
-    return 1.0 if depth == max_depth else SOFT_HEAD
 
 
 def _alone(plan: Plan, purse: _Purse) -> TrialSpec:

@@ -1,0 +1,175 @@
+"""Claim 6, resources: with a frozen part training takes less time, the pass over the samples counted."""
+
+import itertools
+import statistics
+from collections.abc import Iterable, Sequence
+
+from frostline.amounts import UNKNOWN, byte_count, duration, scaled, share
+from frostline.attempts import Attempt, Outcome
+from frostline.exhibits import Claim, Panel, Series, Verdict
+from frostline.weighing.arms import FEWEST_SEEDS, Outcomes, Setting, good, together, undecided
+from frostline.weighing.deciding import LEAST_TIMES, Effect, ratio_of, times_text, verdict_of
+
+BACKWARD_TOO = 3
+"""Operations of a training step in forward passes: one forward, and two in the backward pass."""
+
+
+def wanted(setting: Setting, outcomes: Outcomes) -> tuple[Attempt, ...]:
+    """Both arms at every seed, and the memory that they take.
+
+    Args:
+        setting: The arms.
+        outcomes: What was tried so far.
+
+    Returns:
+        Every attempt that the claim rests on, as far as is known.
+
+    Example:
+        >>> import inspect
+        >>> list(inspect.signature(wanted).parameters)
+        ['setting', 'outcomes']
+    """
+    rate = setting.full_rate(outcomes)
+    if rate is None:
+        return (*setting.tuning, *_memories(setting))
+    rows = zip(*_arms(setting, rate), strict=True)
+    return (*setting.tuning, *(attempt for row in rows for attempt in row), *_memories(setting))
+
+
+def judge(setting: Setting, outcomes: Outcomes) -> Claim:
+    """Say whether the frozen arm trains in less time than full fine-tuning, its pass over the samples counted.
+
+    Args:
+        setting: The arms.
+        outcomes: What was tried.
+
+    Returns:
+        The claim.
+
+    Example:
+        >>> import inspect
+        >>> list(inspect.signature(judge).parameters)
+        ['setting', 'outcomes']
+    """
+    rate = setting.full_rate(outcomes)
+    if rate is None:
+        return undecided("resources", setting.tuning, outcomes)
+    arms = _arms(setting, rate)
+    frozen, full = together(arms, outcomes)
+    if len(frozen) < FEWEST_SEEDS:
+        return undecided("resources", [attempt for arm in arms for attempt in arm], outcomes)
+    ratio = ratio_of(list(map(_seconds, full)), list(map(_seconds, frozen)))
+    verdict = verdict_of(ratio, least=LEAST_TIMES, none=1.0)
+    return Claim(
+        name="resources",
+        verdict=verdict,
+        sentence=_sentence(setting, (frozen, full), ratio, verdict),
+        measure="seconds of full fine-tuning, as a multiple of the frozen arm's with its pass over the samples",
+        value=ratio.value,
+        low=ratio.low,
+        high=ratio.high,
+        unit="times",
+        control=_control(setting, (frozen, full), outcomes),
+        facts=_facts(setting, (frozen, full), outcomes),
+        panels=(_panel(frozen, full),),
+    )
+
+
+def _arms(setting: Setting, rate: float) -> tuple[list[Attempt], list[Attempt]]:
+    return [setting.frozen(seed) for seed in setting.seeds], [setting.full(seed, rate) for seed in setting.seeds]
+
+
+def _memories(setting: Setting) -> tuple[Attempt, Attempt, Attempt]:
+    """Of the frozen arm, of the same without a store, and of full fine-tuning."""
+    return setting.memory(setting.depth), setting.memory(setting.depth, is_stored=False), setting.memory(0)
+
+
+def _seconds(run: Outcome) -> float:
+    return run.seconds + run.pass_seconds
+
+
+def _operations(run: Outcome) -> float:
+    return run.flops + run.pass_flops
+
+
+def _sentence(setting: Setting, arms: Sequence[Sequence[Outcome]], ratio: Effect, verdict: Verdict) -> str:
+    frozen, full = (duration(_mean(map(_seconds, arm))) for arm in arms)
+    said = {
+        "holds": "Freezing saves time.",
+        "does not hold": "Freezing saves no time that matters here.",
+        "not decided": f"With {len(arms[0])} seeds that may be chance.",
+    }[verdict]
+    return (
+        f"{setting.place}, training takes {frozen}, the one pass over the samples counted; with nothing frozen "
+        f"{full}, that is {times_text(ratio)} as long. {said}{setting.note}"
+    )
+
+
+def _mean(figures: Iterable[float]) -> float:
+    return statistics.fmean(figures)
+
+
+def _control(setting: Setting, arms: Sequence[Sequence[Outcome]], outcomes: Outcomes) -> str:
+    frozen, full = (_mean(map(_operations, arm)) for arm in arms)
+    unstored = BACKWARD_TOO / (BACKWARD_TOO - 2 * setting.evidence.graph.frozen_share(setting.depth))
+    stored_peak, unstored_peak, _ = (_peak(_measured(attempt, outcomes)) for attempt in _memories(setting))
+    return (
+        "Freezing may save as much without keeping any rows. Counted in operations, full fine-tuning takes "
+        f"{share(unstored)} times as many as freezing without a store, and {share(full / frozen)} times as many as "
+        f"freezing with one; the peak of memory is {unstored_peak} without and {stored_peak} with it."
+    )
+
+
+# --- what else can be seen --------------------------------------------------------------------
+
+
+def _facts(setting: Setting, arms: Sequence[Sequence[Outcome]], outcomes: Outcomes) -> tuple[tuple[str, str], ...]:
+    stored, unstored, full = (_measured(attempt, outcomes) for attempt in _memories(setting))
+    stages, forecasts = setting.evidence.graph.stages, setting.evidence.plan.forecasts
+    live = (sum(stage.parameters for stage in stages[depth:]) for depth in (setting.depth, 0))
+    store = next((forecast.store_bytes for forecast in forecasts if forecast.depth == setting.depth), None)
+    return (
+        ("time, the pass counted", _both(duration(_mean(map(_seconds, arm))) for arm in arms)),
+        ("time without the pass", _both(duration(_mean(run.seconds for run in arm)) for arm in arms)),
+        ("operations, the pass counted", _both(scaled(_mean(map(_operations, arm)), "FLOP") for arm in arms)),
+        ("trained parameters", _both(map(scaled, live))),
+        ("gradients and optimizer", _both(map(_state, (stored, full)))),
+        ("peak memory", f"frozen {_peak(stored)}, without a store {_peak(unstored)}, nothing frozen {_peak(full)}"),
+        ("store on disk", _bytes(store)),
+        ("energy", UNKNOWN),
+    )
+
+
+def _measured(attempt: Attempt, outcomes: Outcomes) -> Outcome | None:
+    return next(iter(good([attempt], outcomes)), None)
+
+
+def _peak(run: Outcome | None) -> str:
+    return _bytes(run.peak_bytes if run else None)
+
+
+def _state(run: Outcome | None) -> str:
+    return _bytes(run.state_bytes if run else None)
+
+
+def _bytes(count: int | None) -> str:
+    return UNKNOWN if count is None else byte_count(count)
+
+
+def _both(texts: Iterable[str]) -> str:
+    return "frozen {}, nothing frozen {}".format(*texts)
+
+
+def _panel(frozen: Sequence[Outcome], full: Sequence[Outcome]) -> Panel:
+    return Panel(
+        title="Time spent by epoch: where the lines cross, the pass over the samples is paid back",
+        x_name="epoch",
+        y_name="seconds",
+        series=(_line("frozen", frozen), _line("nothing frozen", full)),
+    )
+
+
+def _line(name: str, runs: Sequence[Outcome]) -> Series:
+    spent = [itertools.accumulate((look.seconds for look in run.curve), initial=run.pass_seconds) for run in runs]
+    _, *means = map(_mean, zip(*spent, strict=True))
+    return Series(name=name, x=tuple(look.epoch for look in runs[0].curve), y=tuple(means))
