@@ -21,6 +21,7 @@ import frostline as fl
 from frostline import cli
 from frostline.errors import ClassTooSmall, NotARun, RunBusy
 from frostline.events import Event
+from frostline.exhibits import Claim
 from frostline.records import (
     Budget,
     Choice,
@@ -193,6 +194,7 @@ def parameters(*functions):
         (cli.predict, ["predict"]),
         (cli.report, ["report"]),
         (cli.compare, ["compare"]),
+        (cli.evidence, ["evidence"]),
         (cli.demo, ["demo"]),
     ],
     ids=lambda value: getattr(value, "__name__", None),
@@ -403,6 +405,60 @@ def test_compare_of_no_two_finished_runs_is_one_message(runner, runs):
     assert outcome.exit_code == 1
     assert outcome.stderr.startswith(("BadArgument: 1 run given", "NotARun: a does not exist"))
     assert outcome.stdout == ""
+
+
+CLAIMS = (
+    Claim(
+        name="data",
+        verdict="holds",
+        sentence="Full fine-tuning needs twice the \x1b[data].",
+        value=2.0,
+        low=1.5,
+        high=3.1,
+        unit="times",
+    ),
+    Claim(name="reuse", verdict="not measured", sentence="This was not asked for."),
+)
+
+
+@pytest.fixture
+def weighed(replace):
+    """A fake of `evidence`; returns what it was called with."""
+    calls = {}
+
+    def evidence(run, *, listener, **arguments):
+        calls.update(run=run, **arguments)
+        listener(Event(phase="measure", note="predicted: 3 attempts for 1.25 full fine-tunes, about 9 seconds"))
+        listener(Event(phase="train", note="depth 9", done=1, total=4, unit="epochs"))
+        return SimpleNamespace(claims=CLAIMS)
+
+    replace("evidence", evidence)
+    return calls
+
+
+def test_evidence_hands_every_option_on(runner, weighed):
+    outcome = runner.invoke(cli.app, ["evidence", "run", "--claims", "reuse, data", "--budget", "3", "--seeds", "2"])
+
+    assert outcome.exit_code == 0, outcome.output
+    assert weighed == {"run": Path("run"), "claims": ["reuse", "data"], "budget": 3.0, "seeds": 2}
+
+
+def test_evidence_tells_its_price_before_the_claims(runner, weighed):
+    lines = runner.invoke(cli.app, ["evidence", "run"]).stdout.splitlines()
+
+    assert weighed["claims"] is None
+    assert lines[0] == "Predicted: 3 attempts for 1.25 full fine-tunes, about 9 seconds"
+    assert lines[3].split()[:6] == ["data", "holds", "2.00", "times", "(1.50", "to"]
+    assert lines[3].rstrip().endswith("Full fine-tuning needs twice the \\x1b[data].")
+    assert lines[4].split()[:3] == ["reuse", "not", "measured"]
+    assert lines[5] == "Report run/report.html"
+
+
+def test_evidence_as_json_prints_the_claims_only(runner, weighed):
+    outcome = runner.invoke(cli.app, ["evidence", "run", "--json"])
+
+    assert [claim["verdict"] for claim in json.loads(outcome.stdout)] == ["holds", "not measured"]
+    assert "Predicted: 3 attempts" in outcome.stderr
 
 
 def test_demo_prints_where_the_report_is(runner, replace):

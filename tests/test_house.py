@@ -37,7 +37,10 @@ ROOMS = [
     "reporting",
     "weighing",
     "executors",
+    "site",
     "run",
+    "trying",
+    "footprint",
 ]
 
 each_file = pytest.mark.parametrize("file", FILES, ids=lambda file: str(file.relative_to(SOURCE)))

@@ -69,7 +69,8 @@ def test_a_run_leaves_every_file_of_the_design(tmp_path):
     result = fl.fit(small_task(), epochs=3, engine="torch", out=tmp_path / "run")
 
     held = {file.name for file in result.folder.iterdir()}
-    assert {"plan.json", "trials.jsonl", "events.jsonl", "evidence.json", "delta.safetensors", "report.html"} <= held
+    designed = {"plan.json", "trials.jsonl", "events.jsonl", "evidence.json", "delta.safetensors", "report.html"}
+    assert designed | {"album.json", "summary.md"} <= held
     assert not (result.folder / "weights").exists()
 
 
@@ -219,7 +220,7 @@ def test_what_a_listener_raises_is_no_failed_trial(tmp_path):
 
 
 def test_an_unproven_cut_is_never_trained(tmp_path, monkeypatch):
-    monkeypatch.setattr(flow, "prove", lambda model, graph, depth, example: "planted" if depth == 1 else None)
+    monkeypatch.setattr("frostline.site.prove", lambda model, graph, depth, example: "planted" if depth == 1 else None)
 
     result = fl.fit(small_task(), budget=4.0, epochs=4, engine="torch", out=tmp_path / "searched")
 

@@ -38,6 +38,7 @@ _HOME = {
     "plan": "run",
     "report": "reporting",
     "compare": "reporting",
+    "evidence": "trying",
     "Result": "result",
     "load_model": "sources",
     "load_task": "sources",

@@ -25,7 +25,6 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemaining
 from rich.table import Table
 
 import frostline as fl
-from frostline.amounts import interval
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
 
@@ -231,6 +230,30 @@ def compare(
 
 
 @app.command()
+def evidence(
+    run: Run,
+    claims: Annotated[
+        str | None,
+        typer.Option(
+            help="Of reuse, data, convergence, stability, regularisation, resources, with commas. Default: all."
+        ),
+    ] = None,
+    budget: Annotated[float, typer.Option(help="The most that the claims may cost, in full fine-tunes.")] = 20.0,
+    seeds: Annotated[int, typer.Option(help="How often each training is repeated, with another seed each time.")] = 5,
+    as_json: AsJson = False,
+) -> None:
+    """Put what freezing is said to bring to the test, on a finished run's own data."""
+    names = None if claims is None else [name.strip() for name in claims.split(",")]
+    with _screen() as screen:
+        listener = screen.hear_price(to=sys.stderr if as_json else sys.stdout)
+        told = fl.evidence(run, claims=names, budget=budget, seeds=seeds, listener=listener)
+    if as_json:
+        print(json.dumps([claim.model_dump(mode="json") for claim in told.claims], indent=2))
+    else:
+        _print_tables([claim_table(told.claims), f"Report {writable(str(run / 'report.html'))}"], sys.stdout)
+
+
+@app.command()
 def demo(out: Out = None, as_json: AsJson = False) -> None:
     """Fit scikit-learn's handwritten digits and say where the report is."""
     folder = out or Path("runs") / "demo"
@@ -353,6 +376,7 @@ def plan_tables(plan: Mapping[str, Any]) -> list[RenderableType]:
         table.add_column(title, justify="left" if title == "frozen up to" else "right", overflow="fold")
     for forecast in plan["forecasts"]:
         probe = forecast["accuracy"]
+        within = "" if forecast["low"] is None else f" ({forecast['low']:.3f}–{forecast['high']:.3f})"
         table.add_row(
             str(forecast["depth"]),
             writable(forecast["stage_name"]),
@@ -361,7 +385,7 @@ def plan_tables(plan: Mapping[str, Any]) -> list[RenderableType]:
             duration(forecast["store_seconds"]),
             duration(forecast["train_seconds"]),
             f"{forecast['full_finetunes']:.2f}",
-            "" if probe is None else interval(probe, forecast["low"], forecast["high"]),
+            "" if probe is None else f"{probe:.3f}{within}",
             "yes" if forecast["is_candidate"] else "",
         )
     budget, engine = plan["budget"], plan["rates"]["engine"]
@@ -376,6 +400,17 @@ def plan_tables(plan: Mapping[str, Any]) -> list[RenderableType]:
         *plan["notes"],
     ]
     return [table, *(writable(line) for line in lines)]
+
+
+def claim_table(claims: Sequence[Any]) -> Table:
+    """Lay out the claims about freezing, one line each."""
+    table = _table("What freezing brings on this data")
+    for title in ("claim", "verdict", "number (95 % interval)", "what was found"):
+        table.add_column(title, overflow="fold")
+    for claim in claims:
+        number = "" if claim.value is None else f"{claim.value:.2f} {claim.unit} ({claim.low:.2f} to {claim.high:.2f})"
+        table.add_row(claim.name, claim.verdict, number, writable(claim.sentence))
+    return table
 
 
 def _table(title: str) -> Table:
@@ -503,6 +538,17 @@ class Screen:
             self.hear(event)
             if (event.phase, event.note) == ("measure", "plan written"):
                 self.show(plan_tables(json.loads((run / "plan.json").read_text("utf-8"))), to=to)
+
+        return hear
+
+    def hear_price(self, *, to: TextIO) -> Callable[[Any], None]:
+        """A listener that prints what the evidence is predicted to cost, and draws every other event."""
+
+        def hear(event: Any) -> None:
+            if event.note.startswith("predicted: "):
+                self.show([writable(event.note.capitalize())], to=to)
+            else:
+                self.hear(event)
 
         return hear
 

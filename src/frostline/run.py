@@ -6,9 +6,6 @@ A run lives in one folder. Every file there is whole or absent, and whatever was
 
 import logging
 import shutil
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -21,14 +18,12 @@ from frostline.choosing import choose
 from frostline.claims import gather
 from frostline.comparing import by_key, chain_of
 from frostline.copies import copy_of
-from frostline.cost import Clock, stage_seconds, step_seconds
-from frostline.data import Pictures, Rows, Samples
+from frostline.cost import stage_seconds, step_seconds
 from frostline.delta import apply_delta, save_delta
-from frostline.engines import Compiled, compiled, pick
+from frostline.engines import compiled, pick
 from frostline.errors import BadArgument, CutNotProven, FrostlineError, RunOfOtherArguments, StoreTooLarge
 from frostline.events import Event, Listener, silent
 from frostline.executors import Worker, in_turn
-from frostline.features import cache
 from frostline.files import append_record, check_writable, free_bytes, hold, read_record, read_records, write_record
 from frostline.leaving_out import balancing
 from frostline.probing import Pooled, probe
@@ -36,7 +31,6 @@ from frostline.records import (
     Arguments,
     Choice,
     Cost,
-    CutGraph,
     DataSummary,
     Delta,
     EngineReport,
@@ -47,44 +41,26 @@ from frostline.records import (
     Prior,
     Rates,
     Recipe,
-    Spent,
+    Score,
     Trial,
     TrialSpec,
 )
 from frostline.reporting import report
 from frostline.result import Result
 from frostline.scoring import outputs_of, score
-from frostline.splitting import Split, prove, split
+from frostline.seeing import see
+from frostline.site import BATCH, Site, diary, live_flops, proof, rows_of, set_out
+from frostline.splitting import split
 from frostline.task import Task
-from frostline.tracing import trace
 from frostline.tuning import load_best, train_step, tune
 
 logger = logging.getLogger(__name__)
 
-BATCH = 32
 COUNTED = ("trace", "probe", "measure", "prove", "store", "train", "test")
 """Phases that a full fine-tune is compared with; reading pictures, compiling and the report stand apart."""
 
 PROOF_PER_TRACE = 1.5
 """What proving one cut takes, in traces: about the median of the architectures in `docs/zoo.md`."""
-
-
-@dataclass(frozen=True)
-class Site:
-    """What every step of one run needs; `base` is the run's own copy of the network."""
-
-    task: Task
-    folder: Path
-    base: nn.Module
-    example: tuple[torch.Tensor, ...]
-    graph: CutGraph
-    clock: Clock
-    listener: Listener
-    engines: dict[tuple[int, str], Compiled] = field(default_factory=dict)
-
-    def spent(self, phase: str) -> AbstractContextManager[None]:
-        """Count what happens inside as seconds of this phase."""
-        return spent(phase, self.folder, self.clock)
 
 
 def fit(
@@ -196,60 +172,6 @@ def carry_out(task: Task, folder: Path, asked: Arguments, depth: int | str, list
         trials = race(site, prior, plan, wanted)
         choice = choose(site.graph, trials)
         conclude(site, asked, prior, plan, trials, choice)
-
-
-@contextmanager
-def diary(folder: Path, listener: Listener) -> Iterator[Listener]:
-    """A listener that also keeps the beginning and the end of every phase in `events.jsonl`.
-
-    What the user's listener raises ends the run as it is; it must not pass for a failed trial.
-    """
-
-    def hear(event: Event) -> None:
-        # One line for each unit of work would make a file of thousands, each flushed to the disk.
-        if event.done in (0, event.total):
-            append_record(folder / "events.jsonl", event)
-        try:
-            listener(event)
-        except Exception as error:
-            raise _ListenerRaised(error) from error
-
-    try:
-        yield hear
-    except _ListenerRaised as raised:
-        raise raised.error from None
-
-
-class _ListenerRaised(BaseException):
-    """Carries what a listener raised past `run_trial`, which takes an `Exception` for the trial's own."""
-
-    def __init__(self, error: Exception) -> None:
-        super().__init__(error)
-        self.error = error
-
-
-@contextmanager
-def spent(phase: str, folder: Path, clock: Clock) -> Iterator[None]:
-    """Count seconds, and keep the count in the folder for a run that is gone on with."""
-    with clock.phase(phase):
-        yield
-    write_record(folder / "clock.json", Spent(by_phase=clock.by_phase))
-
-
-def set_out(task: Task, folder: Path, listener: Listener) -> Site:
-    """Copy the network, watch it once, and find its stages."""
-    file = folder / "clock.json"
-    clock = Clock(read_record(file, Spent).by_phase if file.exists() else ())
-    with spent("trace", folder, clock):
-        listener(Event(phase="trace", note="watching one forward pass", done=0, total=1))
-        base = copy_of(task.model).eval()
-        if any(parameter.dim() == 4 for parameter in base.parameters()):
-            # Convolutions on CPUs run up to twice as fast with the channels last.
-            base = base.to(memory_format=torch.channels_last)
-        example = task.example(4)
-        graph = trace(base, example)
-        listener(Event(phase="trace", note=f"{len(graph.stages)} stages", done=1, total=1))
-    return Site(task=task, folder=folder, base=base, example=example, graph=graph, clock=clock, listener=listener)
 
 
 def prepare(site: Site, asked: Arguments, wanted: int | None) -> tuple[Prior, Plan]:
@@ -366,16 +288,6 @@ def worker_for(site: Site, prior: Prior, plan: Plan, *, must: int | None) -> Wor
     return work
 
 
-def proof(site: Site, depth: int) -> str | None:
-    """None where the cut is proven, else why it is not."""
-    with site.spent("prove"):
-        note = f"depth {depth} of {site.graph.max_depth}"
-        site.listener(Event(phase="prove", note=note, done=0, total=1))
-        reason = prove(site.base, site.graph, depth, example=site.example)
-        site.listener(Event(phase="prove", note=note, done=1, total=1))
-        return reason
-
-
 def run_trial(site: Site, prior: Prior, plan: Plan, spec: TrialSpec) -> Trial:
     """Train one rung at one depth; what goes wrong inside becomes the trial's failure."""
     parts = split(site.base, site.graph, spec.depth)
@@ -406,54 +318,6 @@ def run_trial(site: Site, prior: Prior, plan: Plan, spec: TrialSpec) -> Trial:
         return Trial(spec=spec, failure=f"{type(error).__name__}: {error}")
 
 
-def live_flops(graph: CutGraph, depth: int) -> int:
-    """Forward operations above the cut for one sample."""
-    return sum(stage.flops for stage in graph.stages[depth:])
-
-
-def with_views(samples: Samples, views: int) -> Samples:
-    """The same samples with so many views of each, where they can make them."""
-    if samples.views >= views:
-        return samples
-    if not isinstance(samples, Pictures):
-        raise BadArgument(
-            f"BadArgument: views is {views}; these samples have {samples.views}. Use views={samples.views}, or "
-            "pictures, of which frostline makes further views.",
-            views=views,
-        )
-    return samples.with_views(views)
-
-
-def rows_of(site: Site, parts: Split, samples: Samples, *, part: str, plan: Plan) -> Rows:
-    """What the live part reads: the samples themselves at depth 0, else the kept rows."""
-    views = plan.views if part == "train" else 1
-    samples = with_views(samples, views)
-    if parts.depth == 0:
-        return samples
-    engine = plan.rates.engine
-
-    def compiler(module: nn.Module, example: tuple[torch.Tensor, ...], *, engine: str) -> Compiled:
-        # Compiling takes seconds; training, validation and test part of a depth share it.
-        key = (parts.depth, engine)
-        if key not in site.engines:
-            with site.spent("compile"):
-                site.engines[key] = compiled(module, example, engine=engine)
-        return site.engines[key]
-
-    with site.spent("store"):
-        return cache(
-            parts.frozen,
-            samples,
-            site.folder / "store" / f"{part}-{parts.depth:02d}",
-            engine=engine.engine,
-            precision=engine.precision,
-            views=views,
-            batch_size=BATCH,
-            compiler=compiler,
-            listener=site.listener,
-        )
-
-
 def conclude(
     site: Site, asked: Arguments, prior: Prior, plan: Plan, trials: tuple[Trial, ...], choice: Choice
 ) -> Evidence:
@@ -473,6 +337,7 @@ def conclude(
         merged = apply_delta(site.task.model, Path(delta.file)).eval()
         test = score(outputs_of(merged, site.task.test, batch_size=BATCH), site.task.test.labels)
         site.listener(Event(phase="test", note="the merged network in plain torch", done=1, total=1))
+    look(site, merged, test)
     kept = rows_of(site, parts, site.task.test, part="test", plan=plan)
     from_store = outputs_of(parts.live.eval(), kept, batch_size=BATCH).argmax(1)
     differ = float((from_store != torch.tensor(test.predictions)).float().mean())
@@ -498,6 +363,24 @@ def conclude(
     )
     write_record(site.folder / "evidence.json", evidence)
     return evidence
+
+
+def look(site: Site, tuned: nn.Module, test: Score) -> None:
+    """Keep pictures of what each stage sees, and of the most confident mistakes."""
+    with site.spent("look"):
+        site.listener(Event(phase="look", note="what each stage sees", done=0, total=1))
+        task = site.task
+        album = see(
+            tuned,
+            site.graph,
+            task.train,
+            test=task.test,
+            score=test,
+            classes=task.classes,
+            preprocessing=task.preprocessing,
+        )
+        write_record(site.folder / "album.json", album)
+        site.listener(Event(phase="look", note="what each stage sees", done=1, total=1))
 
 
 def summary_of(task: Task) -> DataSummary:

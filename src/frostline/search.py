@@ -122,14 +122,7 @@ def plan(
         test_samples=test_samples,
         views=views,
     )
-    samples = (train_samples + valid_samples) / (graph.outputs or 1)
-    if depth is None and samples < FEWEST_A_CLASS:
-        race, budget, added = _head_alone(prices, steps, limit)
-        added = (_FEW.format(samples=samples), *(added if budget.limit > limit else ()))
-    elif depth is None:
-        race, budget, added = _searched(prices, _candidates(graph, prior), steps, limit)
-    else:
-        race, budget, added = _fixed(prices, depth, steps, limit)
+    race, budget, added = _meant(prices, prior, depth, limit)
     said = (*notes, *added)
     if valid_samples < FEW:
         said += (_COARSE.format(samples=valid_samples, points=100 * math.sqrt(DISAGREEMENT / max(1, valid_samples))),)
@@ -226,6 +219,17 @@ _FAST = (
     "The search is predicted to take {seconds:.0f} s, more than {limit} full fine-tunes ({allowed:.0f} s): this "
     "network is so fast that passes and proofs weigh more than training."
 )
+
+
+def _meant(prices: Prices, prior: Prior, depth: int | None, limit: float) -> tuple[Race, Budget, tuple[str, ...]]:
+    """What will be raced, within which budget, and what is to be said of it."""
+    if depth is not None:
+        return _fixed(prices, depth, prices.steps, limit)
+    samples = (prices.train_samples + prices.valid_samples) / (prices.graph.outputs or 1)
+    if samples >= FEWEST_A_CLASS:
+        return _searched(prices, _candidates(prices.graph, prior), prices.steps, limit)
+    race, budget, said = _head_alone(prices, prices.steps, limit)
+    return race, budget, (_FEW.format(samples=samples), *(said if budget.limit > limit else ()))
 
 
 def _searched(

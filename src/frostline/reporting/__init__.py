@@ -71,7 +71,7 @@ def render(evidence: Evidence, file: Path | str, *, album: Album | None = None) 
 
 
 def report(run: Path | str) -> Path:
-    """Write report and summary of a finished run again from its evidence and its pictures, without torch.
+    """Write report and summary of a finished run again from its files, without torch.
 
     Args:
         run: Run folder.

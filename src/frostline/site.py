@@ -1,0 +1,154 @@
+"""Where a run stands: its folder, its copy of the network, its clock, and the rows that a live part reads."""
+
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from frostline.copies import copy_of
+from frostline.cost import Clock
+from frostline.data import Pictures, Rows, Samples
+from frostline.engines import Compiled, compiled
+from frostline.errors import BadArgument
+from frostline.events import Event, Listener
+from frostline.features import cache
+from frostline.files import append_record, read_record, write_record
+from frostline.records import CutGraph, Plan, Spent
+from frostline.splitting import Split, prove
+from frostline.task import Task
+from frostline.tracing import trace
+
+BATCH = 32
+
+
+@dataclass(frozen=True)
+class Site:
+    """What every step of one run needs; `base` is the run's own copy of the network."""
+
+    task: Task
+    folder: Path
+    base: nn.Module
+    example: tuple[torch.Tensor, ...]
+    graph: CutGraph
+    clock: Clock
+    listener: Listener
+    engines: dict[tuple[int, str], Compiled] = field(default_factory=dict)
+
+    def spent(self, phase: str) -> AbstractContextManager[None]:
+        """Count what happens inside as seconds of this phase."""
+        return spent(phase, self.folder, self.clock)
+
+
+@contextmanager
+def diary(folder: Path, listener: Listener) -> Iterator[Listener]:
+    """A listener that also keeps the beginning and the end of every phase in `events.jsonl`.
+
+    What the user's listener raises ends the run as it is; it must not pass for a failed trial.
+    """
+
+    def hear(event: Event) -> None:
+        # One line for each unit of work would make a file of thousands, each flushed to the disk.
+        if event.done in (0, event.total):
+            append_record(folder / "events.jsonl", event)
+        try:
+            listener(event)
+        except Exception as error:
+            raise _ListenerRaised(error) from error
+
+    try:
+        yield hear
+    except _ListenerRaised as raised:
+        raise raised.error from None
+
+
+class _ListenerRaised(BaseException):
+    """Carries what a listener raised past `run_trial`, which takes an `Exception` for the trial's own."""
+
+    def __init__(self, error: Exception) -> None:
+        super().__init__(error)
+        self.error = error
+
+
+@contextmanager
+def spent(phase: str, folder: Path, clock: Clock) -> Iterator[None]:
+    """Count seconds, and keep the count in the folder for a run that is gone on with."""
+    with clock.phase(phase):
+        yield
+    write_record(folder / "clock.json", Spent(by_phase=clock.by_phase))
+
+
+def set_out(task: Task, folder: Path, listener: Listener) -> Site:
+    """Copy the network, watch it once, and find its stages."""
+    file = folder / "clock.json"
+    clock = Clock(read_record(file, Spent).by_phase if file.exists() else ())
+    with spent("trace", folder, clock):
+        listener(Event(phase="trace", note="watching one forward pass", done=0, total=1))
+        base = copy_of(task.model).eval()
+        if any(parameter.dim() == 4 for parameter in base.parameters()):
+            # Convolutions on CPUs run up to twice as fast with the channels last.
+            base = base.to(memory_format=torch.channels_last)
+        example = task.example(4)
+        graph = trace(base, example)
+        listener(Event(phase="trace", note=f"{len(graph.stages)} stages", done=1, total=1))
+    return Site(task=task, folder=folder, base=base, example=example, graph=graph, clock=clock, listener=listener)
+
+
+def proof(site: Site, depth: int) -> str | None:
+    """None where the cut is proven, else why it is not."""
+    with site.spent("prove"):
+        note = f"depth {depth} of {site.graph.max_depth}"
+        site.listener(Event(phase="prove", note=note, done=0, total=1))
+        reason = prove(site.base, site.graph, depth, example=site.example)
+        site.listener(Event(phase="prove", note=note, done=1, total=1))
+        return reason
+
+
+def live_flops(graph: CutGraph, depth: int) -> int:
+    """Forward operations above the cut for one sample."""
+    return sum(stage.flops for stage in graph.stages[depth:])
+
+
+def with_views(samples: Samples, views: int) -> Samples:
+    """The same samples with so many views of each, where they can make them."""
+    if samples.views >= views:
+        return samples
+    if not isinstance(samples, Pictures):
+        raise BadArgument(
+            f"BadArgument: views is {views}; these samples have {samples.views}. Use views={samples.views}, or "
+            "pictures, of which frostline makes further views.",
+            views=views,
+        )
+    return samples.with_views(views)
+
+
+def rows_of(site: Site, parts: Split, samples: Samples, *, part: str, plan: Plan) -> Rows:
+    """What the live part reads: the samples themselves at depth 0, else the kept rows."""
+    views = plan.views if part == "train" else 1
+    samples = with_views(samples, views)
+    if parts.depth == 0:
+        return samples
+    engine = plan.rates.engine
+
+    def compiler(module: nn.Module, example: tuple[torch.Tensor, ...], *, engine: str) -> Compiled:
+        # Compiling takes seconds; training, validation and test part of a depth share it.
+        key = (parts.depth, engine)
+        if key not in site.engines:
+            with site.spent("compile"):
+                site.engines[key] = compiled(module, example, engine=engine)
+        return site.engines[key]
+
+    with site.spent("store"):
+        return cache(
+            parts.frozen,
+            samples,
+            site.folder / "store" / f"{part}-{parts.depth:02d}",
+            engine=engine.engine,
+            precision=engine.precision,
+            views=views,
+            batch_size=BATCH,
+            compiler=compiler,
+            listener=site.listener,
+        )
