@@ -151,7 +151,13 @@ def plan(
 
 def _expectation(graph: CutGraph, prior: Prior, race: Race) -> str:
     """What the votes say, and what is tried because training may say otherwise."""
-    tried = ", ".join(map(str, race.depths[:-1])) + f" and {race.depths[-1]}" if len(race.depths) > 1 else ""
+    tried, trained = (
+        ", ".join(figures[:-1]) + f" and {figures[-1]}"
+        for figures in (
+            [str(depth) for depth in race.depths],
+            [f"{100 * (1 - graph.frozen_share(depth)):.0f} %" for depth in race.depths],
+        )
+    )
     parts = []
     if prior.votes:
         best = max(prior.votes, key=lambda vote: (vote.accuracy, vote.depth))
@@ -161,10 +167,9 @@ def _expectation(graph: CutGraph, prior: Prior, race: Race) -> str:
             f"{interval(best.accuracy, best.low, best.high)}"
             + (f"; depths {min(alike)} to {max(alike)} cannot be told from it." if len(alike) > 1 else ".")
         )
-    if tried:
+    if len(race.depths) > 1:
         parts.append(
-            f"What training gains it cannot say, so depths {tried} are tried, which train "
-            f"{', '.join(share(1 - graph.frozen_share(depth)) for depth in race.depths)} of the operations."
+            f"What training gains it cannot say, so depths {tried} are tried, which train {trained} of the operations."
         )
     return " ".join(parts)
 

@@ -41,10 +41,14 @@ def test_what_is_no_picture_is_not_shown(image):
     assert told == {"filters": (), "sights": (), "mistakes": ()}
 
 
-def test_first_middle_and_last_stage_stand_open():
-    sights = album_told(album_of(stages=9), picture_side=96)["sights"]
+def test_the_first_stage_the_last_and_one_that_sees_a_third_stand_open():
+    album = album_of(stages=6)
+    sides = (3, 10, 16, 34, 90, 96)
+    sights = tuple(sight.model_copy(update={"side": side}) for sight, side in zip(album.sights, sides, strict=True))
 
-    assert [place for place, sight in enumerate(sights) if sight["is_open"]] == [0, 4, 8]
+    told = album_told(album.model_copy(update={"sights": sights}), picture_side=96)["sights"]
+
+    assert [place for place, sight in enumerate(told) if sight["is_open"]] == [0, 3, 5]
 
 
 @pytest.mark.parametrize(("side", "says"), [(96, "the whole picture"), (None, "96 × 96 pixels")])

@@ -35,7 +35,7 @@ def album_told(album: Album, *, picture_side: int | None) -> Row:
     filters = [source for image in album.filters if (source := data_uri(image))]
     ranks = _ranks_that_fit(album.sights)
     sights = [row for sight in album.sights if (row := _sight(sight, ranks, picture_side))["channels"]]
-    for place in {0, len(sights) // 2, len(sights) - 1} if sights else ():
+    for place in _telling(sights):
         sights[place]["is_open"] = True
     return {
         "filters": _fitting(filters, filters, _ROOM_OF_FILTERS),
@@ -63,6 +63,14 @@ def data_uri(image: str) -> str:
         return ""
     kind = next((kind for beginning, kind in _KINDS.items() if content.startswith(beginning)), None)
     return f"data:{kind};base64,{image}" if kind else ""
+
+
+def _telling(sights: Sequence[Row]) -> set[int]:
+    """The first stage, the last, and one that sees about a third of what the last does: edges, shapes, wholes."""
+    if not sights:
+        return set()
+    third = sights[-1]["side"] / 3
+    return {0, min(range(len(sights)), key=lambda place: abs(sights[place]["side"] - third)), len(sights) - 1}
 
 
 def _fitting(rows: Sequence[Any], sources: Sequence[str], room: int) -> tuple[Any, ...]:
@@ -95,6 +103,7 @@ def _sight(sight: Sight, ranks: int, picture_side: int | None) -> Row:
         "name": visible(sight.name),
         "field": "the whole picture" if is_whole else f"{sight.side} × {sight.side} pixels",
         "channels": tuple(channel for channel in channels if channel["crops"]),
+        "side": sight.side,
         "is_open": False,
     }
 
