@@ -29,7 +29,7 @@ import json
 import random
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -191,7 +191,8 @@ class Training:
                 for group, peak in zip(self.optimizer.param_groups, self.peaks, strict=True):
                     group["lr"] = peak * factor
                 inputs = self.task.train.read(batch.tolist())
-                _step(self.network, self.optimizer, inputs, self.task.train.labels[batch], self.spec.recipe)
+                given = inputs, self.task.train.labels[batch]
+                _step(self.network, self.optimizer, given, recipe=self.spec.recipe, quick=nullcontext())
 
     def check(self, epoch: int) -> tuple[float, float]:
         """Validation loss after the temperature that suits it best, and accuracy."""

@@ -1,3 +1,4 @@
+import contextlib
 import itertools
 import math
 
@@ -8,6 +9,7 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from frostline import tuning
 from frostline.calibration import best_temperature
 from frostline.data import TensorSamples
 from frostline.errors import WeightsDoNotFit
@@ -22,7 +24,7 @@ def network(seed=0):
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         net = nn.Sequential()
-        net.add_module("conv", nn.Conv2d(3, 6, 3, padding=1))
+        net.add_module("conv", nn.Conv2d(3, 6, 1))
         net.add_module("norm", nn.BatchNorm2d(6))
         net.add_module("act", nn.ReLU(inplace=True))
         net.add_module("drop", nn.Dropout(0.3))
@@ -84,7 +86,10 @@ def calibrated(outputs, labels):
 
 
 def facts(trial):
-    return [(point.epoch, point.train_loss, point.valid_loss, point.valid_accuracy) for point in trial.curve]
+    return [
+        (point.epoch, point.train_loss, point.valid_loss, point.valid_accuracy, point.gradient_norm)
+        for point in trial.curve
+    ]
 
 
 modes = st.fixed_dictionaries(
@@ -225,16 +230,61 @@ def test_losses_and_hits_are_those_of_the_best_epoch(tmp_path):
     torch.testing.assert_close(torch.tensor(trial.losses), calibrated(outputs, valid.labels))
 
 
+def test_gradients_are_measured_before_they_are_clipped(tmp_path):
+    net = nn.Sequential(nn.Flatten(), nn.Linear(1, 2, bias=False))
+    nn.init.zeros_(net[1].weight)
+    train = TensorSamples(torch.tensor([1.0, 3.0]).view(2, 1, 1, 1), torch.tensor([0, 1]))
+    spec = spec_of(1, learning_rate=0.0, batch_size=1, clip_norm=0.1)
+
+    trial = tune(
+        net, train, train, train_labels=train.labels, valid_labels=train.labels, spec=spec, save_to=tmp_path / "t"
+    )
+
+    # A sample x has the gradient (x / 2, -x / 2), of norm x / sqrt(2), before the weights have moved.
+    before, after = trial.curve
+    assert (before.gradient_norm, before.gradient_spread) == (None, None)
+    assert after.gradient_norm == pytest.approx(2 / math.sqrt(2), rel=1e-5)
+    assert after.gradient_spread == pytest.approx(1 / math.sqrt(2), rel=1e-5)
+
+
+def test_steps_take_the_quick_way_through_convolutions(tmp_path):
+    net, ways = network(), []
+    net.norm.register_forward_hook(lambda module, given, output: ways.append(type(output.grad_fn).__name__))
+
+    run(spec_of(1), tmp_path, net=net)
+    train_step(net, part().read(range(8)), part().labels[:8], recipe=Recipe(), head="head")()
+
+    # Watching and scoring have no gradients.
+    assert set(ways) == {"NoneType", "_ConvolveBackward"}
+    assert ways[-1] == "_ConvolveBackward"
+
+
+def test_memory_is_kept_while_training_and_only_then(tmp_path, monkeypatch):
+    told = []
+
+    @contextlib.contextmanager
+    def kept():
+        told.append("kept")
+        yield
+        told.append("given back")
+
+    monkeypatch.setattr(tuning, "kept_heap", kept)
+    run(spec_of(1), tmp_path, listener=lambda event: told.append(event.phase))
+
+    assert told == ["kept", "train", "given back"]
+
+
 def test_being_too_sure_is_no_loss(tmp_path):
-    sure = network()
+    # The fourth knows enough of the labels that the best temperature is within its range.
+    sure, doubtful = network(4), network(4)
     with torch.no_grad():
-        for parameter in sure.head.parameters():
-            parameter *= 7
+        for parameter in doubtful.head.parameters():
+            parameter /= 7
 
-    plain, _ = run(spec_of(1, learning_rate=0.0, head_learning_rate=0.0), tmp_path)
-    surer, _ = run(spec_of(1, learning_rate=0.0, head_learning_rate=0.0), tmp_path, net=sure)
+    one, _ = run(spec_of(1, learning_rate=0.0, head_learning_rate=0.0), tmp_path, net=sure)
+    other, _ = run(spec_of(1, learning_rate=0.0, head_learning_rate=0.0), tmp_path, net=doubtful)
 
-    torch.testing.assert_close(torch.tensor(surer.losses), torch.tensor(plain.losses), rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(torch.tensor(one.losses), torch.tensor(other.losses), rtol=1e-3, atol=1e-4)
 
 
 def test_a_child_that_never_improves_keeps_its_parents_best(tmp_path):

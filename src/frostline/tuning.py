@@ -3,7 +3,7 @@
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,10 +13,12 @@ from torch import nn
 from torch.nn import functional as F
 
 from frostline.calibration import best_temperature
+from frostline.convolving import quick_convolutions
 from frostline.data import Rows
 from frostline.errors import WeightsDoNotFit
 from frostline.events import Event, Listener, silent
 from frostline.files import write_whole
+from frostline.heap import kept_heap
 from frostline.records import EpochPoint, Recipe, Trial, TrialSpec
 
 CHECKED_EVERY = 16
@@ -95,19 +97,19 @@ def tune(
     curve: list[EpochPoint] = []
     samples, failure = 0, None
     try:
-        for first, last in trainee.laps():
-            since, loss, rate = time.perf_counter(), None, 0.0
-            if last > first:
-                loss, rate, seen = trainee.learn(train, train_labels, first, last)
-                samples += _BACKWARD_TOO * seen
-            samples += len(valid)
-            losses, hits = trainee.check(valid, valid_labels, last)
-            seconds = time.perf_counter() - since
-            means = _mean(losses, valid_weights), _mean(hits, valid_weights)
-            point = _point(last / trainee.steps, means, train_loss=loss, rate=rate, seconds=seconds)
-            curve.append(point)
-            if best is None or point.valid_loss < _mean(best.losses, valid_weights):
-                best = _Best(point.epoch, losses, hits, trainee.kept())
+        with kept_heap():
+            for first, last in trainee.laps():
+                since, learnt = time.perf_counter(), _Learnt()
+                if last > first:
+                    learnt = trainee.learn(train, train_labels, first, last)
+                samples += _BACKWARD_TOO * learnt.samples + len(valid)
+                losses, hits = trainee.check(valid, valid_labels, last)
+                seconds = time.perf_counter() - since
+                means = _mean(losses, valid_weights), _mean(hits, valid_weights)
+                point = _point(last / trainee.steps, means, learnt=learnt, seconds=seconds)
+                curve.append(point)
+                if best is None or point.valid_loss < _mean(best.losses, valid_weights):
+                    best = _Best(point.epoch, losses, hits, trainee.kept())
         assert best is not None
         _save(trainee, best, save_to)
         _fill(live, best.weights, save_to)
@@ -128,17 +130,28 @@ def tune(
     )
 
 
-def _point(
-    epoch: float, means: tuple[float, float], *, train_loss: float | None, rate: float, seconds: float
-) -> EpochPoint:
+@dataclass(frozen=True)
+class _Learnt:
+    """What was seen of the steps between two looks; by default there were none."""
+
+    samples: int = 0
+    loss: float | None = None
+    rate: float = 0.0
+    gradient_norm: float | None = None
+    gradient_spread: float | None = None
+
+
+def _point(epoch: float, means: tuple[float, float], *, learnt: _Learnt, seconds: float) -> EpochPoint:
     loss, accuracy = means
     return EpochPoint(
         epoch=epoch,
-        train_loss=train_loss,
+        train_loss=learnt.loss,
         valid_loss=loss,
         valid_accuracy=accuracy,
-        learning_rate=rate,
+        learning_rate=learnt.rate,
         seconds=seconds,
+        gradient_norm=learnt.gradient_norm,
+        gradient_spread=learnt.gradient_spread,
     )
 
 
@@ -174,6 +187,7 @@ class _Trainee:
         self.optimizer = optimizer_for(live, spec.recipe, head=head)
         self.peaks = [group["lr"] for group in self.optimizer.param_groups]
         self.average: dict[str, torch.Tensor] = {}
+        self.quick: AbstractContextManager[object] | None = None
 
     def laps(self) -> Iterator[tuple[int, int]]:
         """Steps after which the rung is scored, as (from, to): the start of a chain, each end of an epoch, the end."""
@@ -185,18 +199,14 @@ class _Trainee:
             yield begin, lap
             begin = lap
 
-    def learn(self, rows: Rows, labels: torch.Tensor, first: int, last: int) -> tuple[float, float, int]:
-        """Train from one step of the chain to another of the same epoch.
-
-        Returns:
-            The mean loss in nats, the learning rate at the end, and how many samples were seen.
-        """
+    def learn(self, rows: Rows, labels: torch.Tensor, first: int, last: int) -> _Learnt:
+        """Train from one step of the chain to another of the same epoch."""
         epoch, total, seen = first // self.steps + 1, torch.zeros((), device=self.device), 0
         batches = _batches(len(rows), self.spec, epoch)
         view = (epoch - 1) % rows.views
         note = f"depth {self.spec.depth}, epoch {epoch} of {math.ceil((self.first + self.total) / self.steps)}"
         _train_mode(self.live, self.spec.recipe)
-        factor = 0.0
+        factor, norms = 0.0, list[torch.Tensor]()
         with _no_denormals(), _own_randomness(self.device):
             for step in range(first + 1, last + 1):
                 batch = batches[(step - 1) % self.steps]
@@ -204,8 +214,11 @@ class _Trainee:
                 for group, peak in zip(self.optimizer.param_groups, self.peaks, strict=True):
                     group["lr"] = peak * factor
                 inputs = self._here(rows.read(batch.tolist(), view))
+                self.quick = self.quick or quick_convolutions(self.live, inputs)
                 _seed(_mixed(self.spec.seed, step), self.device)
-                loss = _step(self.live, self.optimizer, inputs, labels[batch].to(self.device), self.spec.recipe)
+                given = inputs, labels[batch].to(self.device)
+                loss, norm = _step(self.live, self.optimizer, given, recipe=self.spec.recipe, quick=self.quick)
+                norms.append(norm)
                 self._follow(step)
                 total += loss * len(batch)
                 seen += len(batch)
@@ -214,7 +227,9 @@ class _Trainee:
                     so_far = _finite(float(total), f"training loss in epoch {epoch}, by step {done} of {self.steps}")
                     event = Event(phase="train", note=note, done=done, total=self.steps, unit="steps")
                     self.listener(event.model_copy(update={"value": so_far / seen}))
-        return float(total) / seen, self.spec.recipe.learning_rate * factor, seen
+        spread, mean = torch.std_mean(torch.stack(norms).double(), correction=0)
+        rate = self.spec.recipe.learning_rate * factor
+        return _Learnt(seen, float(total) / seen, rate, gradient_norm=float(mean), gradient_spread=float(spread))
 
     def begin_average(self) -> None:
         """Start the running average from the weights as they are, unless a parent has handed one on."""
@@ -329,11 +344,13 @@ def train_step(
     optimizer = optimizer_for(live, recipe, head=head)
     _train_mode(live, recipe)
     device = next(live.parameters()).device
+    quick = quick_convolutions(live, inputs)
 
     def step() -> None:
         with _no_denormals(), _own_randomness(device):
             # Live parts may write into what they are given.
-            _step(live, optimizer, tuple(tensor.clone() for tensor in inputs), labels, recipe)
+            given = tuple(tensor.clone() for tensor in inputs), labels
+            _step(live, optimizer, given, recipe=recipe, quick=quick)
 
     return step
 
@@ -363,18 +380,22 @@ def load_best(live: nn.Module, file: Path) -> None:
 def _step(
     live: nn.Module,
     optimizer: torch.optim.Optimizer,
-    inputs: tuple[torch.Tensor, ...],
-    labels: torch.Tensor,
+    batch: tuple[tuple[torch.Tensor, ...], torch.Tensor],
+    *,
     recipe: Recipe,
-) -> torch.Tensor:
-    loss = F.cross_entropy(live(*inputs), labels)
+    quick: AbstractContextManager[object],
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Learn from one batch; gives the loss, and the norm of the gradient before it is clipped."""
+    inputs, labels = batch
+    with quick:
+        loss = F.cross_entropy(live(*inputs), labels)
     optimizer.zero_grad(set_to_none=True)
     torch.autograd.backward(loss)
-    nn.utils.clip_grad_norm_(
+    norm = nn.utils.clip_grad_norm_(
         [parameter for group in optimizer.param_groups for parameter in group["params"]], recipe.clip_norm
     )
     optimizer.step()
-    return loss.detach()
+    return loss.detach(), norm
 
 
 def _batches(samples: int, spec: TrialSpec, epoch: int) -> list[torch.Tensor]:
