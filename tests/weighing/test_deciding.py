@@ -173,8 +173,16 @@ def test_few_answers_are_not_called_guesses():
 
 
 def test_points_are_written_with_their_interval():
-    assert points_text(Effect(-1.04, -2.0, 0.1)) == "-1.0 points (-2.0 to 0.1)"
+    assert points_text(Effect(-1.04, -2.0, 0.1)) == "−1.0 points (−2.0 to 0.1)"
 
 
 def test_times_are_written_with_their_interval():
     assert times_text(Effect(2.3, 1.6, 3.1)) == "2.30 times (1.60 to 3.10)"
+
+
+@given(st.floats(1.05, 3.0), st.floats(0.1, 1.0), st.integers(2, 6))
+def test_equal_ratios_of_coarse_figures_are_not_certain(ratio, grain, seeds):
+    exact, coarse = (ratio_of([ratio] * seeds, [1.0] * seeds, grain=step) for step in (0.0, grain))
+
+    assert exact.low == pytest.approx(exact.high)
+    assert coarse.low < ratio * (1 - grain / 10) < ratio < coarse.high

@@ -1,5 +1,6 @@
 """Claim 3, convergence: with a frozen part training gets where it is going sooner."""
 
+import math
 from collections.abc import Iterable
 from statistics import fmean
 from typing import NamedTuple
@@ -90,7 +91,9 @@ def judge(setting: Setting, outcomes: Outcomes) -> Claim:
     moving = [(one, other) for one, other in zip(ours, theirs, strict=True) if one.epochs or other.epochs]
     if len(moving) < FEWEST_SEEDS:
         return claim
-    effect = ratio_of([other.flops for _, other in moving], [one.flops for one, _ in moving])
+    effect = ratio_of(
+        [other.flops for _, other in moving], [one.flops for one, _ in moving], grain=_grain(ours, theirs)
+    )
     verdict = verdict_of(effect, least=LEAST_TIMES, none=1.0)
     return claim.model_copy(
         update={
@@ -161,11 +164,16 @@ def _sentence(setting: Setting, effect: Effect, verdict: Verdict) -> str:
     return f"{opening}: to an accuracy that both reach, full fine-tuning takes {times} as many operations."
 
 
+def _grain(ours: list[Reach], theirs: list[Reach]) -> float:
+    """A look is taken once an epoch, so what was spent is known to an epoch."""
+    return math.hypot(*(fmean(1 / max(1.0, each.epochs) for each in arm) for arm in (ours, theirs)))
+
+
 def _in_epochs(ours: list[Reach], theirs: list[Reach]) -> str:
     """The ratio without what makes a frozen epoch cheap."""
     if any(not each.epochs for each in (*ours, *theirs)):
         return ""
-    effect = ratio_of([each.epochs for each in theirs], [each.epochs for each in ours])
+    effect = ratio_of([each.epochs for each in theirs], [each.epochs for each in ours], grain=_grain(ours, theirs))
     return f" Counted in epochs, which leaves out that frozen ones are cheaper, it takes {times_text(effect)} as many."
 
 
