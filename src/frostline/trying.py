@@ -295,7 +295,7 @@ def task_of(known: Evidence, folder: Path, listener: Listener) -> Task:
         weights=known.source.weights,
         valid=float(asked["valid"]),
         test=float(asked["test"]),
-        seed=int(dict(known.arguments)["seed"]),
+        seed=int(asked.get("split_seed", known.plan.seed)),
         skip_bad=asked["skip_bad"] == "True",
         folder=pictures if pictures.is_dir() else None,
         listener=listener,

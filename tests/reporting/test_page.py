@@ -145,6 +145,15 @@ def test_command_repeats_what_was_asked(fake_evidence):
     assert "5f2c9c0e" not in command
 
 
+def test_the_seed_of_the_division_is_that_of_the_run_on_the_command_line(fake_evidence):
+    evidence = fake_evidence()
+    arguments = (*evidence.arguments, ("split_seed", "3"))
+
+    command = page(evidence.model_copy(update={"arguments": arguments}))["repeat"]["command"]
+
+    assert "split" not in command
+
+
 def test_code_to_paste_names_the_run_folder_and_is_python(fake_evidence):
     usage = page(fake_evidence())["usage"]
 

@@ -30,6 +30,7 @@ def test_folder_and_name_become_a_task(photos, name):
     assert (len(task.train), len(task.valid), len(task.test)) == (36, 12, 12)
     assert task.source.outputs == 2
     assert task.summary.counts == ((18, 6, 6), (18, 6, 6))
+    assert dict(task.summary.asked)["split_seed"] == "0"
 
 
 def test_same_arguments_give_the_same_task(photos, name, tmp_path):

@@ -432,7 +432,7 @@ def repeat(evidence: Evidence) -> Row:
         parts += ["--weights", shlex.quote(evidence.source.weights)]
     if evidence.preprocessing:
         parts += ["--image-size", str(evidence.preprocessing.image_size)]
-    taken = {"task", "data", "name", "model", "weights", "image_size", "out"}
+    taken = {"task", "data", "name", "model", "weights", "image_size", "out", "split_seed"}
     for name, value in asked.items():
         if name not in taken:
             parts += [f"--{name.replace('_', '-')}", *([] if value == "True" else [shlex.quote(visible(value))])]

@@ -218,6 +218,7 @@ def load_task(
         folder=folder,
         listener=hear,
     )
+    asked = {"goal": goal, "valid": valid, "test": test, "skip_bad": skip_bad, "split_seed": seed}
     return fl.Task(
         loaded.model,
         parts.train,
@@ -227,9 +228,7 @@ def load_task(
         classes=listing.classes,
         source=loaded.source,
         preprocessing=loaded.preprocessing,
-        summary=parts.summary.model_copy(
-            update={"asked": (("goal", goal), ("valid", str(valid)), ("test", str(test)), ("skip_bad", str(skip_bad)))}
-        ),
+        summary=parts.summary.model_copy(update={"asked": tuple((name, str(value)) for name, value in asked.items())}),
     )
 
 
