@@ -8,8 +8,7 @@ from torch.nn.utils import parametrizations
 from torch.utils.checkpoint import checkpoint
 
 from frostline import convolving
-from frostline.convolving import _foldable, _Geometry, _has_slow_gradient, quick_convolutions
-from frostline.errors import ModelError
+from frostline.convolving import PathChanged, _foldable, _Geometry, _has_slow_gradient, quick_convolutions
 
 
 def seeded(seed=0):
@@ -427,7 +426,7 @@ def test_network_that_takes_another_path_later_is_refused(also):
     quick = quick_convolutions(net, (batch(),))
     net.also = also
 
-    with quick, pytest.raises(ModelError, match=r"weights \(6, 4, 1, 1\)"):
+    with quick, pytest.raises(PathChanged, match=r"weights \(6, 4, 1, 1\)"):
         net(batch())
 
 
@@ -437,7 +436,7 @@ def test_input_that_is_written_into_later_is_refused():
     x = batch()
     net.inner.norm.register_forward_pre_hook(lambda *_: bool(x.add_(1).isnan().all()) or None)
 
-    with quick, pytest.raises(ModelError, match="written into"):
+    with quick, pytest.raises(PathChanged, match="written into"):
         net(x)
 
 

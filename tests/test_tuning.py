@@ -500,3 +500,39 @@ def test_weighted_validation_rows_pick_the_epoch_and_stand_in_the_trial(tmp_path
     best = min(trial.curve, key=lambda point: point.valid_loss)
     assert trial.accuracy == pytest.approx(sum(means) / 3, abs=1e-6)
     assert (best.epoch, best.valid_accuracy) == (trial.best_epoch, pytest.approx(trial.accuracy, abs=1e-6))
+
+
+class Wandering(nn.Module):
+    """A network that takes another path from its third training step on."""
+
+    def __init__(self):
+        super().__init__()
+        self.body = network()
+        self.steps = 0
+
+    def forward(self, x):
+        self.steps += torch.is_grad_enabled()
+        maps = self.body.conv(x)
+        if self.steps > 2:
+            maps = maps * 1.0
+        return self.body[2:](self.body.norm(maps))
+
+
+def test_a_network_that_changes_its_path_goes_on_training(tmp_path):
+    trials = []
+    for name, net in (("steady", network()), ("wandering", Wandering())):
+        trial = tune(
+            net,
+            part(),
+            part(1),
+            train_labels=part().labels,
+            valid_labels=part(1).labels,
+            spec=spec_of(2),
+            save_to=tmp_path / name,
+        )
+        trials.append(trial)
+
+    steady, wandering = trials
+
+    assert wandering.failure is None
+    assert wandering.losses == pytest.approx(steady.losses, rel=1e-3)

@@ -13,7 +13,6 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
-from frostline.errors import ModelError
 from frostline.trees import tensors
 
 
@@ -39,7 +38,7 @@ def quick_convolutions(live: nn.Module, inputs: tuple[torch.Tensor, ...]) -> con
 
     Returns:
         A context to enter anew for the forward pass of each step. Inside, a convolution whose norm is no longer
-        its only reader raises ModelError.
+        its only reader raises PathChanged; the step can be taken again without this context.
 
     Example:
         >>> net = nn.Sequential(nn.Conv2d(4, 4, 5, groups=4), nn.BatchNorm2d(4)).eval()
@@ -56,6 +55,10 @@ def quick_convolutions(live: nn.Module, inputs: tuple[torch.Tensor, ...]) -> con
         getattr(module, "running_mean", None) is not None and not module.training for module in live.modules()
     )
     return _Quick(_foldable(live, inputs) if keeps_statistics else ())
+
+
+class PathChanged(Exception):
+    """The network took another path than with the batch that was watched."""
 
 
 class _Geometry(NamedTuple):
@@ -238,11 +241,10 @@ class _Awaited(torch.Tensor):
         found = next(tensor for tensor in tensors((args, kwargs)) if isinstance(tensor, cls))
         if func is F.batch_norm and (norm := _norm(*args, **kwargs)) and found.call.is_as_it_was:
             return _folded(found.call, norm)
-        raise ModelError(
-            f"ModelError: a convolution with weights {tuple(found.call.weight.shape)} was read by "
+        raise PathChanged(
+            f"a convolution with weights {tuple(found.call.weight.shape)} was read by "
             f"`{getattr(func, '__name__', func)}`, or written into before it was read; with the first batch nothing "
-            "but a batch norm read it. Let the network take one path for every batch, or train it with "
-            "norm_mode='train', which leaves convolutions and norms apart."
+            "but a batch norm read it"
         )
 
 

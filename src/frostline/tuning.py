@@ -3,7 +3,7 @@
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,7 +13,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from frostline.calibration import best_temperature
-from frostline.convolving import quick_convolutions
+from frostline.convolving import PathChanged, quick_convolutions
 from frostline.data import Rows
 from frostline.errors import WeightsDoNotFit
 from frostline.events import Event, Listener, silent
@@ -214,10 +214,7 @@ class _Trainee:
                 for group, peak in zip(self.optimizer.param_groups, self.peaks, strict=True):
                     group["lr"] = peak * factor
                 inputs = self._here(rows.read(batch.tolist(), view))
-                self.quick = self.quick or quick_convolutions(self.live, inputs)
-                _seed(_mixed(self.spec.seed, step), self.device)
-                given = inputs, labels[batch].to(self.device)
-                loss, norm = _step(self.live, self.optimizer, given, recipe=self.spec.recipe, quick=self.quick)
+                loss, norm = self._learn_from(inputs, labels[batch].to(self.device), step)
                 norms.append(norm)
                 self._follow(step)
                 total += loss * len(batch)
@@ -230,6 +227,19 @@ class _Trainee:
         spread, mean = torch.std_mean(torch.stack(norms).double(), correction=0)
         rate = self.spec.recipe.learning_rate * factor
         return _Learnt(seen, float(total) / seen, rate, gradient_norm=float(mean), gradient_spread=float(spread))
+
+    def _learn_from(
+        self, inputs: tuple[torch.Tensor, ...], labels: torch.Tensor, step: int
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        self.quick = self.quick or quick_convolutions(self.live, inputs)
+        while True:
+            _seed(_mixed(self.spec.seed, step), self.device)
+            # Live parts may write into what they are given, and a step may have to be taken again.
+            given = tuple(tensor.clone() for tensor in inputs), labels
+            try:
+                return _step(self.live, self.optimizer, given, recipe=self.spec.recipe, quick=self.quick)
+            except PathChanged:
+                self.quick = nullcontext()
 
     def begin_average(self) -> None:
         """Start the running average from the weights as they are, unless a parent has handed one on."""
