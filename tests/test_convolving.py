@@ -8,7 +8,8 @@ from torch.nn.utils import parametrizations
 from torch.utils.checkpoint import checkpoint
 
 from frostline import convolving
-from frostline.convolving import PathChanged, _foldable, _Geometry, _has_slow_gradient, quick_convolutions
+from frostline.convolving import _foldable, _Geometry, _has_slow_gradient, quick_convolutions
+from frostline.errors import PathChanged
 
 
 def seeded(seed=0):

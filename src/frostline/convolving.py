@@ -13,6 +13,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
+from frostline.errors import PathChanged
 from frostline.trees import tensors
 
 
@@ -55,10 +56,6 @@ def quick_convolutions(live: nn.Module, inputs: tuple[torch.Tensor, ...]) -> con
         getattr(module, "running_mean", None) is not None and not module.training for module in live.modules()
     )
     return _Quick(_foldable(live, inputs) if keeps_statistics else ())
-
-
-class PathChanged(Exception):
-    """The network took another path than with the batch that was watched."""
 
 
 class _Geometry(NamedTuple):
@@ -242,9 +239,9 @@ class _Awaited(torch.Tensor):
         if func is F.batch_norm and (norm := _norm(*args, **kwargs)) and found.call.is_as_it_was:
             return _folded(found.call, norm)
         raise PathChanged(
-            f"a convolution with weights {tuple(found.call.weight.shape)} was read by "
+            f"PathChanged: a convolution with weights {tuple(found.call.weight.shape)} was read by "
             f"`{getattr(func, '__name__', func)}`, or written into before it was read; with the first batch nothing "
-            "but a batch norm read it"
+            "but a batch norm read it. Take the step again without this context."
         )
 
 

@@ -20,6 +20,7 @@ FrostlineError
 │   ├── WeightsNotReachable        a hub could not be asked
 │   ├── CutBlocked                 this depth cannot be frozen
 │   ├── CutNotProven               the live part alone does not give the network's bits
+│   ├── PathChanged                a network took another path than with the batch that was watched
 │   └── UnknownStage               no such depth or stage
 ├── StoreError(OSError)
 │   ├── StoreStale                 the folder holds rows of something else
@@ -133,6 +134,10 @@ class CutBlocked(ModelError):
 
 class CutNotProven(ModelError):
     """The live part alone does not give the bits of the whole network; `reason` says where."""
+
+
+class PathChanged(ModelError):
+    """The network took another path than with the batch that was watched; training takes the step again."""
 
 
 class UnknownStage(ModelError):

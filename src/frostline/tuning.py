@@ -13,9 +13,9 @@ from torch import nn
 from torch.nn import functional as F
 
 from frostline.calibration import best_temperature
-from frostline.convolving import PathChanged, quick_convolutions
+from frostline.convolving import quick_convolutions
 from frostline.data import Rows
-from frostline.errors import WeightsDoNotFit
+from frostline.errors import PathChanged, WeightsDoNotFit
 from frostline.events import Event, Listener, silent
 from frostline.files import write_whole
 from frostline.heap import kept_heap
