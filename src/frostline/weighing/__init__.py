@@ -5,7 +5,7 @@ Everything here is a pure function of the run's evidence and of what was tried s
 
 from collections.abc import Sequence
 from itertools import chain
-from types import ModuleType
+from typing import Protocol
 
 from frostline.attempts import Attempt, Outcome
 from frostline.exhibits import Claim, ClaimName
@@ -13,7 +13,18 @@ from frostline.records import Evidence
 from frostline.weighing import convergence, data, regularisation, resources, reuse, stability
 from frostline.weighing.arms import Outcomes, Setting, unanswered, unmeasured
 
-_WEIGHED: dict[ClaimName, ModuleType] = {
+
+class _Weighing(Protocol):
+    """What the module of a claim offers."""
+
+    def wanted(self, setting: Setting, outcomes: Outcomes) -> tuple[Attempt, ...]:
+        """Every attempt that the claim rests on, as far as is known from what was tried so far."""
+
+    def judge(self, setting: Setting, outcomes: Outcomes) -> Claim:
+        """The claim with its verdict, or undecided where too little was answered."""
+
+
+_WEIGHED: dict[ClaimName, _Weighing] = {
     "reuse": reuse,
     "data": data,
     "convergence": convergence,
@@ -98,7 +109,7 @@ def judged(evidence: Evidence, claims: Sequence[ClaimName], outcomes: Outcomes, 
     found: dict[str, Claim] = {}
     for name in claims:
         rests_on = [a for a in dict.fromkeys(_rests_on(name, setting, outcomes)) if a.key in outcomes]
-        claim: Claim = _WEIGHED[name].judge(setting, outcomes) if setting.depth else unmeasured(name, _UNCUT)
+        claim = _WEIGHED[name].judge(setting, outcomes) if setting.depth else unmeasured(name, _UNCUT)
         found[name] = claim.model_copy(
             update={
                 "attempts": tuple(attempt.key for attempt in rests_on),
@@ -145,5 +156,4 @@ def _setting(evidence: Evidence, seeds: int) -> Setting:
 
 
 def _rests_on(name: ClaimName, setting: Setting, outcomes: Outcomes) -> tuple[Attempt, ...]:
-    attempts: tuple[Attempt, ...] = _WEIGHED[name].wanted(setting, outcomes) if setting.depth else ()
-    return attempts
+    return _WEIGHED[name].wanted(setting, outcomes) if setting.depth else ()

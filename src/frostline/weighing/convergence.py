@@ -28,20 +28,7 @@ class Reach(NamedTuple):
 
 
 def wanted(setting: Setting, outcomes: Outcomes) -> tuple[Attempt, ...]:
-    """The frozen arm and full fine-tuning at the best of its rates, at every seed.
-
-    Args:
-        setting: The arms.
-        outcomes: What was tried so far.
-
-    Returns:
-        Every attempt that the claim rests on, as far as is known.
-
-    Example:
-        >>> import inspect
-        >>> list(inspect.signature(wanted).parameters)
-        ['setting', 'outcomes']
-    """
+    """The frozen arm and full fine-tuning at the best of its rates, at every seed."""
     rate = setting.full_rate(outcomes)
     if rate is None:
         return setting.tuning
@@ -49,20 +36,7 @@ def wanted(setting: Setting, outcomes: Outcomes) -> tuple[Attempt, ...]:
 
 
 def judge(setting: Setting, outcomes: Outcomes) -> Claim:
-    """Say how many times as many operations full fine-tuning takes to a validation accuracy that both reach.
-
-    Args:
-        setting: The arms.
-        outcomes: What was tried.
-
-    Returns:
-        The claim.
-
-    Example:
-        >>> import inspect
-        >>> list(inspect.signature(judge).parameters)
-        ['setting', 'outcomes']
-    """
+    """Say how many times as many operations full fine-tuning takes to a validation accuracy that both reach."""
     rate = setting.full_rate(outcomes)
     if rate is None:
         return undecided("convergence", setting.tuning, outcomes)

@@ -27,20 +27,7 @@ _Grid = NDArray[np.float64]
 
 
 def wanted(setting: Setting, outcomes: Outcomes) -> tuple[Attempt, ...]:
-    """Each arm at each size and seed; full fine-tuning at the best of its rates.
-
-    Args:
-        setting: The arms.
-        outcomes: What was tried so far.
-
-    Returns:
-        Every attempt that the claim rests on, as far as is known.
-
-    Example:
-        >>> import inspect
-        >>> list(inspect.signature(wanted).parameters)
-        ['setting', 'outcomes']
-    """
+    """Each arm at each size and seed; full fine-tuning at the best of its rates."""
     if len(_sizes(setting)) < 2:
         return ()
     rate = setting.full_rate(outcomes)
@@ -51,20 +38,7 @@ def wanted(setting: Setting, outcomes: Outcomes) -> tuple[Attempt, ...]:
 
 
 def judge(setting: Setting, outcomes: Outcomes) -> Claim:
-    """Say how many times as many samples full fine-tuning needs for the accuracy that freezing reaches.
-
-    Args:
-        setting: The arms.
-        outcomes: What was tried.
-
-    Returns:
-        The claim.
-
-    Example:
-        >>> import inspect
-        >>> list(inspect.signature(judge).parameters)
-        ['setting', 'outcomes']
-    """
+    """Say how many times as many samples full fine-tuning needs for the accuracy that freezing reaches."""
     sizes = _sizes(setting)
     if len(sizes) < 2:
         return unmeasured("data", f"{setting.train_samples} training samples are too few to leave any out.")

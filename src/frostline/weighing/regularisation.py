@@ -31,20 +31,7 @@ BINS = 15
 
 
 def wanted(setting: Setting, outcomes: Outcomes) -> tuple[Attempt, ...]:
-    """Both arms with right and with wrong labels at every seed, full fine-tuning also with more weight decay.
-
-    Args:
-        setting: The arms.
-        outcomes: What was tried so far.
-
-    Returns:
-        Every attempt that the claim rests on, as far as is known.
-
-    Example:
-        >>> import inspect
-        >>> list(inspect.signature(wanted).parameters)
-        ['setting', 'outcomes']
-    """
+    """Both arms with right and with wrong labels at every seed, full fine-tuning also with more weight decay."""
     rate = setting.full_rate(outcomes)
     if rate is None:
         return setting.tuning
@@ -57,18 +44,6 @@ def judge(setting: Setting, outcomes: Outcomes) -> Claim:
 
     Both stop at their epoch of lowest validation loss. Full fine-tuning is given the better of two weight decays
     where labels are wrong, so that weight decay that does what freezing does refutes the claim.
-
-    Args:
-        setting: The arms.
-        outcomes: What was tried.
-
-    Returns:
-        The claim.
-
-    Example:
-        >>> import inspect
-        >>> list(inspect.signature(judge).parameters)
-        ['setting', 'outcomes']
     """
     rate = setting.full_rate(outcomes)
     if rate is None:

@@ -15,20 +15,7 @@ BACKWARD_TOO = 3
 
 
 def wanted(setting: Setting, outcomes: Outcomes) -> tuple[Attempt, ...]:
-    """Both arms at every seed, and the memory that they take.
-
-    Args:
-        setting: The arms.
-        outcomes: What was tried so far.
-
-    Returns:
-        Every attempt that the claim rests on, as far as is known.
-
-    Example:
-        >>> import inspect
-        >>> list(inspect.signature(wanted).parameters)
-        ['setting', 'outcomes']
-    """
+    """Both arms at every seed, and the memory that they take."""
     rate = setting.full_rate(outcomes)
     if rate is None:
         return (*setting.tuning, *_memories(setting))
@@ -37,20 +24,7 @@ def wanted(setting: Setting, outcomes: Outcomes) -> tuple[Attempt, ...]:
 
 
 def judge(setting: Setting, outcomes: Outcomes) -> Claim:
-    """Say whether the frozen arm trains in less time than full fine-tuning, its pass over the samples counted.
-
-    Args:
-        setting: The arms.
-        outcomes: What was tried.
-
-    Returns:
-        The claim.
-
-    Example:
-        >>> import inspect
-        >>> list(inspect.signature(judge).parameters)
-        ['setting', 'outcomes']
-    """
+    """Say whether the frozen arm trains in less time than full fine-tuning, its pass over the samples counted."""
     rate = setting.full_rate(outcomes)
     if rate is None:
         return undecided("resources", setting.tuning, outcomes)

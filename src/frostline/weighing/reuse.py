@@ -20,20 +20,7 @@ _WORDS = {
 
 
 def wanted(setting: Setting, outcomes: Outcomes) -> tuple[Attempt, ...]:
-    """Frozen prefixes of three kinds under layers drawn anew, probes of random networks, and full fine-tuning.
-
-    Args:
-        setting: The arms.
-        outcomes: What was tried so far.
-
-    Returns:
-        Every attempt that the claim rests on.
-
-    Example:
-        >>> import inspect
-        >>> list(inspect.signature(wanted).parameters)
-        ['setting', 'outcomes']
-    """
+    """Frozen prefixes of three kinds under layers drawn anew, probes of random networks, and full fine-tuning."""
     by_seed = zip(*(_anew(setting, prefix) for prefix in _PREFIXES), _kept(setting), strict=True)
     return (
         *_probes(setting),
@@ -44,20 +31,7 @@ def wanted(setting: Setting, outcomes: Outcomes) -> tuple[Attempt, ...]:
 
 
 def judge(setting: Setting, outcomes: Outcomes) -> Claim:
-    """Compare pretrained stages with the better of two random ones, all under layers that start from random weights.
-
-    Args:
-        setting: The arms.
-        outcomes: What was tried.
-
-    Returns:
-        The claim.
-
-    Example:
-        >>> import inspect
-        >>> list(inspect.signature(judge).parameters)
-        ['setting', 'outcomes']
-    """
+    """Compare pretrained stages with the better of two random ones, all under layers that start from random weights."""
     arms = [_anew(setting, prefix) for prefix in _PREFIXES]
     learnt, *controls = together(arms, outcomes)
     if len(learnt) < FEWEST_SEEDS:

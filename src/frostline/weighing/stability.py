@@ -28,20 +28,7 @@ RARE = 0.05
 
 
 def wanted(setting: Setting, outcomes: Outcomes) -> tuple[Attempt, ...]:
-    """Both arms at every seed, full fine-tuning also at a lower rate, and the frozen arm at every rate.
-
-    Args:
-        setting: The arms.
-        outcomes: What was tried so far.
-
-    Returns:
-        Every attempt that the claim rests on, as far as is known.
-
-    Example:
-        >>> import inspect
-        >>> list(inspect.signature(wanted).parameters)
-        ['setting', 'outcomes']
-    """
+    """Both arms at every seed, full fine-tuning also at a lower rate, and the frozen arm at every rate."""
     rate = setting.full_rate(outcomes)
     if rate is None:
         return setting.tuning
@@ -56,18 +43,6 @@ def judge(setting: Setting, outcomes: Outcomes) -> Claim:
     where it loses fewer runs or scatters less, unless it is less accurate by more than a point. So a lower
     learning rate that steadies as well as freezing does refutes the claim. Runs are lost that failed or ended no
     better than guessing; where the arms differ in them, their number decides before the scatter of the others.
-
-    Args:
-        setting: The arms.
-        outcomes: What was tried.
-
-    Returns:
-        The claim.
-
-    Example:
-        >>> import inspect
-        >>> list(inspect.signature(judge).parameters)
-        ['setting', 'outcomes']
     """
     rate = setting.full_rate(outcomes)
     if rate is None:
