@@ -35,15 +35,16 @@ from rivals import share_of
 from safetensors.torch import load_file, save_file
 from tasks import TASKS
 from torch import nn
-from truth import BATCH, SEEDS, Bench, bits, opened, rows_in, spec_of
+from truth import BATCH, SEEDS, Bench, arm_of, bits, opened, rows_in, spec_of
 
 import frostline as fl
 from frostline.claims import machine
 from frostline.comparing import is_within, paired
 from frostline.probing import Pooled, ridge
 from frostline.records import TrialSpec
+from frostline.sampling import Chosen, drawn
 from frostline.scoring import outputs_of
-from frostline.search import AVERAGING, LEARNING_RATES, LIVE_TARGETS, RISE_STEPS
+from frostline.search import LEARNING_RATES, LIVE_TARGETS
 from frostline.tuning import tune
 
 Truth = dict[str, Any]
@@ -296,21 +297,18 @@ class Variant(NamedTuple):
         return f"{self.name} {self.depth} {self.rate:g} {self.samples or ''}".strip()
 
 
-class Altered:
-    """Rows as the live part reads them, but fewer, or rounded to half precision."""
+class Halved:
+    """Rows as a store in half precision would give them."""
 
-    def __init__(self, rows: Any, *, numbers: Sequence[int] | None = None, is_half: bool = False) -> None:
+    def __init__(self, rows: Any) -> None:
         self.rows = rows
-        self.numbers = range(len(rows)) if numbers is None else numbers
-        self.is_half = is_half
         self.views = rows.views
 
     def __len__(self) -> int:
-        return len(self.numbers)
+        return len(self.rows)
 
     def read(self, rows: Sequence[int], view: int = 0) -> tuple[torch.Tensor, ...]:
-        found = self.rows.read([self.numbers[row] for row in rows], view)
-        return tuple(tensor.half().float() for tensor in found) if self.is_half else found
+        return tuple(tensor.half().float() for tensor in self.rows.read(rows, view))
 
 
 def variants(bench: Bench, truth: Truth) -> Iterator[Variant]:
@@ -391,10 +389,10 @@ def trained(bench: Bench, variant: Variant) -> dict[str, Any]:
     warm: Path | None = bench.warm_head()
     start = None
     if variant.samples:
-        numbers = subset(labels, variant.samples)
-        rows, labels = Altered(rows, numbers=numbers), labels[torch.tensor(numbers)]
+        numbers = drawn(labels, variant.samples, seed=0)
+        rows, labels = Chosen(rows, numbers), labels[numbers]
     if variant.name == "half precision":
-        rows = Altered(rows, is_half=True)
+        rows = Halved(rows)
     elif variant.name.endswith(" views"):
         rows = viewed(bench, variant.depth, int(variant.name.split()[0]))
     elif variant.name in SHORTER:
@@ -425,18 +423,6 @@ def trained(bench: Bench, variant: Variant) -> dict[str, Any]:
     return answered(variant, test == bench.task.test.labels) | seconds
 
 
-def subset(labels: torch.Tensor, count: int) -> list[int]:
-    """So many samples, class by class in turn; smaller ones are contained in larger ones."""
-    order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(0)).tolist()
-    seen: dict[int, int] = {}
-    turns = []
-    for row in order:
-        label = int(labels[row])
-        seen[label] = seen.get(label, 0) + 1
-        turns.append((seen[label], row))
-    return sorted(row for _, row in sorted(turns)[:count])
-
-
 def viewed(bench: Bench, depth: int, count: int) -> Any:
     samples = bench.task.train.with_views(count)
     frozen = fl.split(bench.base, bench.graph, depth).frozen
@@ -459,8 +445,7 @@ def begun(bench: Bench, variant: Variant, spec: TrialSpec) -> tuple[Path, TrialS
     """An arm of forty steps at a constant rate, and the spec that goes on from it to the same end."""
     steps = -(-len(bench.task.train) // BATCH)
     part = RESTART_STEPS / steps
-    arm = {"schedule": "constant", "averaging": AVERAGING, "warmup": min(1.0, RISE_STEPS / steps)}
-    first = spec.model_copy(update={"recipe": spec.recipe.model_copy(update=arm), "epochs": part})
+    first = arm_of(bench, variant.depth, variant.rate).model_copy(update={"epochs": part})
     bench.tuned(first)
     rest = {
         "recipe": first.recipe.model_copy(update={"schedule": "cosine"}),

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Iterable, Mapping, Sequence
 
-from frostline.cost import wilson
+from frostline.cost import effective, wilson
 from frostline.records import Trial
 
 
@@ -124,10 +124,9 @@ def accuracy_interval(trial: Trial) -> tuple[float, float]:
         (0.826, 0.945)
 
     Source:
-        Wilson, 1927, as in `cost.wilson`; the effective number of weighted samples is Kish's, 1965.
+        Wilson, 1927, and Kish, 1965, as in `cost`.
     """
-    weights = trial.sample_weights or (1.0,) * len(trial.hits)
-    count = sum(weights) ** 2 / sum(weight * weight for weight in weights) if weights else 0.0
+    count = effective(trial.sample_weights) if trial.sample_weights else float(len(trial.hits))
     return wilson(min(trial.accuracy, 1.0) * count, count)
 
 

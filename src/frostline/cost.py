@@ -151,6 +151,25 @@ def stage_seconds(
     return tuple(seconds / total for seconds in medians)
 
 
+def effective(weights: Sequence[float]) -> float:
+    """Give the number of equal samples that tell as much as weighted ones.
+
+    Args:
+        weights: What each sample counts, not all 0.
+
+    Returns:
+        At most as many as there are weights.
+
+    Example:
+        >>> effective([1.0, 1.0, 1.0]), effective([2.0, 1.0, 0.0])
+        (3.0, 1.8)
+
+    Source:
+        Kish, Survey sampling, 1965, section 11.7.
+    """
+    return sum(weights) ** 2 / sum(weight * weight for weight in weights)
+
+
 def wilson(hits: float, n: float) -> tuple[float, float]:
     """Give the 95 % interval of a share.
 

@@ -7,7 +7,7 @@ import torch
 from torch.nn import functional as F
 
 from frostline.calibration import best_temperature
-from frostline.cost import wilson
+from frostline.cost import effective, wilson
 
 PENALTIES = 13
 """Points of the logarithmic grid of ridge penalties, from `LOWEST` to `HIGHEST` times the mean eigenvalue."""
@@ -95,9 +95,8 @@ def worth(predictions: torch.Tensor, labels: torch.Tensor, weights: torch.Tensor
     counts = torch.ones(len(labels)) if weights is None else weights
     right = predictions.argmax(dim=1) == labels
     accuracy = min(1.0, float((right * counts.double()).mean()))
-    # Weighted samples tell as much as so many equal ones (Kish, 1965).
-    effective = float(counts.double().sum().square() / counts.double().square().sum())
-    low, high = wilson(accuracy * effective, effective)
+    number = effective(counts.tolist())
+    low, high = wilson(accuracy * number, number)
     losses = F.cross_entropy(predictions * best_temperature(predictions, labels), labels, reduction="none")
     return Worth(accuracy, low, high, float((losses * counts).mean()))
 

@@ -26,7 +26,6 @@ from frostline.events import Event, Listener, silent
 from frostline.executors import Worker, in_turn
 from frostline.files import append_record, check_writable, free_bytes, hold, read_record, read_records, write_record
 from frostline.heap import kept_heap
-from frostline.leaving_out import balancing
 from frostline.probing import Pooled, probe
 from frostline.records import (
     Arguments,
@@ -310,7 +309,7 @@ def run_trial(site: Site, prior: Prior, plan: Plan, spec: TrialSpec) -> Trial:
             warm=site.folder / prior.head if prior.head else None,
             start=weights / f"{spec.parent}.safetensors" if spec.parent else None,
             save_to=weights / f"{spec.key}.safetensors",
-            valid_weights=balancing(site.task.valid.labels) if site.task.is_balanced else None,
+            valid_weights=site.task.valid_weights,
             flops_per_sample=live_flops(site.graph, spec.depth),
             listener=site.listener,
         )

@@ -60,13 +60,31 @@ def drawn(labels: torch.Tensor, samples: int | None, *, seed: int) -> torch.Tens
     """
     if samples is None or samples >= len(labels):
         return torch.arange(len(labels))
+    return in_turns(labels, seed=seed)[:samples].sort().values
+
+
+def in_turns(labels: torch.Tensor, *, seed: int) -> torch.Tensor:
+    """Draw all samples in an order in which each class has its turn: one of each, then a second of each, and so on.
+
+    Args:
+        labels: (N,) class numbers.
+        seed: Of the draw.
+
+    Returns:
+        (N,) row numbers.
+
+    Example:
+        >>> labels = torch.tensor([0, 0, 0, 0, 1, 1])
+        >>> sorted(labels[in_turns(labels, seed=0)][:2].tolist())
+        [0, 1]
+    """
     order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed))
     turns = torch.empty(len(labels), dtype=torch.int64)
     for label in set(labels.tolist()):
         own = order[labels[order] == label]
         turns[own] = torch.arange(len(own))
     # By turns, and within a turn in the order of the draw, so that no class is always cut off first.
-    return order[turns[order].sort(stable=True).indices][:samples].sort().values
+    return order[turns[order].sort(stable=True).indices]
 
 
 def mislabelled(labels: torch.Tensor, share: float, *, classes: int, seed: int) -> torch.Tensor:

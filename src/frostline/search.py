@@ -229,51 +229,49 @@ _FAST = (
 def _meant(prices: Prices, prior: Prior, depth: int | None, limit: float) -> tuple[Race, Budget, tuple[str, ...]]:
     """What will be raced, within which budget, and what is to be said of it."""
     if depth is not None:
-        return _fixed(prices, depth, prices.steps, limit)
+        return _fixed(prices, depth, limit)
     samples = (prices.train_samples + prices.valid_samples) / (prices.graph.outputs or 1)
     if samples >= FEWEST_A_CLASS:
-        return _searched(prices, _candidates(prices.graph, prior), prices.steps, limit)
-    race, budget, said = _head_alone(prices, prices.steps, limit)
+        return _searched(prices, _candidates(prices.graph, prior), limit)
+    race, budget, said = _head_alone(prices, limit)
     return race, budget, (_FEW.format(samples=samples), *(said if budget.limit > limit else ()))
 
 
-def _searched(
-    prices: Prices, depths: tuple[int, ...], steps: int, limit: float
-) -> tuple[Race, Budget, tuple[str, ...]]:
+def _searched(prices: Prices, depths: tuple[int, ...], limit: float) -> tuple[Race, Budget, tuple[str, ...]]:
     """The largest race that leaves enough for its dearest arm to go on."""
     finish = LEAST_FINISH * prices.epochs
     for most, count in RACES:
         kept = depths if most >= len(depths) else (*depths[: most - 2], *depths[-2:]) if most > 2 else depths[-most:]
         for lap in LAP_STEPS:
-            race = _race(kept, LEARNING_RATES[:count] if count > 1 else (SAFE_RATE,), lap, steps, prices.epochs)
+            race = _race(kept, LEARNING_RATES[:count] if count > 1 else (SAFE_RATE,), lap, prices)
             budget = prices.budget(race, limit=limit)
             if most_cost(budget, race, finish) <= limit:
                 is_whole = (most, count, lap) == (*RACES[0], LAP_STEPS[0])
                 smaller = _SMALLER.format(
-                    limit=share(limit), depths=len(kept), rates=len(race.rates), steps=round(race.epochs * steps)
+                    limit=share(limit), depths=len(kept), rates=len(race.rates), steps=round(race.epochs * prices.steps)
                 )
                 return race, budget, () if is_whole else (smaller,)
-    return _head_alone(prices, steps, limit)
+    return _head_alone(prices, limit)
 
 
-def _head_alone(prices: Prices, steps: int, limit: float) -> tuple[Race, Budget, tuple[str, ...]]:
+def _head_alone(prices: Prices, limit: float) -> tuple[Race, Budget, tuple[str, ...]]:
     """No race: the deepest open cut is taken, whose training starts from the closed form."""
     deepest = prices.graph.open_depths[-1]
-    race = _race((deepest,), (SAFE_RATE,), LAP_STEPS[-1], steps, prices.epochs)
+    race = _race((deepest,), (SAFE_RATE,), LAP_STEPS[-1], prices)
     budget = prices.budget(race, limit=limit)
     said = _TOO_SMALL.format(limit=share(limit), depth=deepest)
     return race, _raised(budget, budget.reserve + budget.cost(deepest, 1)), (said,)
 
 
-def _race(depths: tuple[int, ...], rates: tuple[float, ...], lap: int, steps: int, epochs: int) -> Race:
-    return Race(depths, rates, epochs=epochs_for(lap, steps, epochs / 6))
+def _race(depths: tuple[int, ...], rates: tuple[float, ...], lap: int, prices: Prices) -> Race:
+    return Race(depths, rates, epochs=epochs_for(lap, prices.steps, prices.epochs / 6))
 
 
-def _fixed(prices: Prices, depth: int, steps: int, limit: float) -> tuple[Race, Budget, tuple[str, ...]]:
+def _fixed(prices: Prices, depth: int, limit: float) -> tuple[Race, Budget, tuple[str, ...]]:
     """One depth: only its learning rate is raced, and where the head alone is trained not even that."""
     is_cheap = 1.0 - prices.graph.frozen_share(depth) <= CHEAP
     rates = (prices.recipe.learning_rate,) if is_cheap else LEARNING_RATES
-    race = _race((depth,), rates, LAP_STEPS[0], steps, prices.epochs)
+    race = _race((depth,), rates, LAP_STEPS[0], prices)
     budget = prices.budget(race, limit=limit)
     needed = most_cost(budget, race, budget.epochs)
     notes = (_DEARER.format(limit=share(limit), needed=share(needed)),) if needed > limit else ()

@@ -15,6 +15,7 @@ from frostline.copies import copy_of, full_precision, plain_torch
 from frostline.data import Samples
 from frostline.exhibits import Album, Channel, Crop, Mistake, Sight
 from frostline.records import CutGraph, Preprocessing, Score, Stage, Wire
+from frostline.sampling import in_turns
 from frostline.trees import leaves
 
 MOST_PICTURES = 256
@@ -182,7 +183,7 @@ def _mistakes(shown: _Shown, score: Score) -> tuple[Mistake, ...]:
 
 
 def _sights(net: nn.Module, graph: CutGraph, shown: _Shown) -> tuple[Sight, ...]:
-    rows = _drawn(shown.samples.labels)
+    rows = in_turns(shown.samples.labels, seed=0)[:MOST_PICTURES].tolist()
     device = next(net.parameters()).device
 
     def pictures(places: Sequence[int]) -> torch.Tensor:
@@ -208,17 +209,6 @@ def _sights(net: nn.Module, graph: CutGraph, shown: _Shown) -> tuple[Sight, ...]
         if channels:
             sights.append(Sight(stage=output.stage.index, name=output.stage.name, side=field.side, channels=channels))
     return tuple(sights)
-
-
-def _drawn(labels: torch.Tensor) -> list[int]:
-    """Rows to look at, as many of each class as there are: one of each, then a second of each, and so on."""
-    seen: Counter[int] = Counter()
-    turns: list[tuple[int, int, int]] = []
-    order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(0))
-    for row, label in zip(order.tolist(), labels[order].tolist(), strict=True):
-        turns.append((seen[label], len(turns), row))
-        seen[label] += 1
-    return [row for _, _, row in sorted(turns)[:MOST_PICTURES]]
 
 
 def _strongest(answers: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

@@ -22,6 +22,7 @@ from frostline.errors import (
     OneClass,
     UnknownClass,
 )
+from frostline.leaving_out import balancing
 from frostline.records import DataSummary, ModelSource, Preprocessing
 
 GOALS = ("accuracy", "balanced_accuracy")
@@ -98,6 +99,11 @@ class Task:
     def is_balanced(self) -> bool:
         """Whether the choice counts every class alike."""
         return self.goal == "balanced_accuracy"
+
+    @property
+    def valid_weights(self) -> torch.Tensor | None:
+        """(N,) what each validation sample counts in the choice; None where all count alike."""
+        return balancing(self.valid.labels) if self.is_balanced else None
 
     @property
     def notes(self) -> tuple[str, ...]:

@@ -24,7 +24,6 @@ from frostline.exhibits import CLAIMS, ClaimName
 from frostline.features import FeatureStore
 from frostline.files import append_record, hold, read_record, read_records, write_record
 from frostline.footprint import Request, measure_memory
-from frostline.leaving_out import balancing
 from frostline.probing import Pooled, probe
 from frostline.records import EpochPoint, Evidence, Plan
 from frostline.redrawing import redrawn
@@ -348,7 +347,7 @@ def train(bench: Bench, attempt: Attempt, workshop: Path) -> Outcome:
         head=graph.head,
         warm=warm_head(bench, attempt, site.base, numbers=numbers, labels=given, folder=workshop),
         save_to=workshop / "trial.safetensors",
-        valid_weights=balancing(task.valid.labels) if task.is_balanced else None,
+        valid_weights=task.valid_weights,
         flops_per_sample=live_flops(graph, spec.depth),
         listener=site.listener,
     )

@@ -234,10 +234,8 @@ class _Trainee:
         self.quick = self.quick or quick_convolutions(self.live, inputs)
         while True:
             _seed(_mixed(self.spec.seed, step), self.device)
-            # Live parts may write into what they are given, and a step may have to be taken again.
-            given = tuple(tensor.clone() for tensor in inputs), labels
             try:
-                return _step(self.live, self.optimizer, given, recipe=self.spec.recipe, quick=self.quick)
+                return _step(self.live, self.optimizer, (inputs, labels), recipe=self.spec.recipe, quick=self.quick)
             except PathChanged:
                 self.quick = nullcontext()
 
@@ -358,9 +356,7 @@ def train_step(
 
     def step() -> None:
         with _no_denormals(), _own_randomness(device):
-            # Live parts may write into what they are given.
-            given = tuple(tensor.clone() for tensor in inputs), labels
-            _step(live, optimizer, given, recipe=recipe, quick=quick)
+            _step(live, optimizer, (inputs, labels), recipe=recipe, quick=quick)
 
     return step
 
@@ -397,8 +393,10 @@ def _step(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Learn from one batch; gives the loss, and the norm of the gradient before it is clipped."""
     inputs, labels = batch
+    # Live parts may write into what they are given, and a step may be taken again.
+    given = [tensor.clone() for tensor in inputs]
     with quick:
-        loss = F.cross_entropy(live(*inputs), labels)
+        loss = F.cross_entropy(live(*given), labels)
     optimizer.zero_grad(set_to_none=True)
     torch.autograd.backward(loss)
     norm = nn.utils.clip_grad_norm_(

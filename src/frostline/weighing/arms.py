@@ -14,10 +14,10 @@ from typing import Literal
 import numpy as np
 
 from frostline.attempts import Attempt, Outcome, Weights
-from frostline.exhibits import Claim, ClaimName
+from frostline.exhibits import Claim, ClaimName, Series
 from frostline.prices import head_scale
 from frostline.records import Evidence, Trial, TrialSpec
-from frostline.weighing.deciding import Rows
+from frostline.weighing.deciding import Effect, Rows
 
 HEAD_RATE = 1e-3
 """Learning rate where the head alone is trained."""
@@ -162,6 +162,17 @@ class Setting:
         spec = self._trial(depth, self.frozen_rate, self.seeds[0])
         return Attempt(kind="memory", trial=spec, is_stored=is_stored)
 
+    # --- arms, seed by seed ------------------------------------------------------------------
+
+    @property
+    def frozen_arm(self) -> list[Attempt]:
+        """The frozen arm at every seed."""
+        return [self.frozen(seed) for seed in self.seeds]
+
+    def full_arm(self, rate: float) -> list[Attempt]:
+        """Nothing frozen, at that rate and every seed."""
+        return [self.full(seed, rate) for seed in self.seeds]
+
     # --- learning rates ----------------------------------------------------------------------
 
     @cached_property
@@ -264,6 +275,16 @@ def together(arms: Sequence[Sequence[Attempt]], outcomes: Outcomes) -> tuple[tup
     return tuple(tuple(row[arm] for row in whole) for arm in range(len(arms)))
 
 
+def by_seed(arms: Iterable[Sequence[Attempt]]) -> tuple[Attempt, ...]:
+    """The attempts of several arms in the order of payment, so that what is paid for is whole pairs.
+
+    Example:
+        >>> by_seed([(), ()])
+        ()
+    """
+    return tuple(attempt for row in zip(*arms, strict=True) for attempt in row)
+
+
 def failures(attempts: Iterable[Attempt], outcomes: Outcomes) -> int:
     """How many of those attempts failed.
 
@@ -284,6 +305,32 @@ def hits_of(outcomes: Sequence[Outcome]) -> Rows:
         [[1.0, 0.0]]
     """
     return np.array([outcome.test_hits for outcome in outcomes], dtype=np.float64)
+
+
+def accuracy_line(name: str, effects: Mapping[int, Effect]) -> Series:
+    """A line of accuracies over whole numbers, with intervals that stay among the shares that there are.
+
+    Example:
+        >>> accuracy_line("frozen", {64: Effect(0.9, 0.7, 1.1)}).high
+        (1.0,)
+    """
+    return Series(
+        name=name,
+        x=tuple(float(place) for place in effects),
+        y=tuple(effect.value for effect in effects.values()),
+        low=tuple(max(0.0, effect.low) for effect in effects.values()),
+        high=tuple(min(1.0, effect.high) for effect in effects.values()),
+    )
+
+
+def both(texts: Iterable[str]) -> str:
+    """Write a figure of both arms, the frozen one first.
+
+    Example:
+        >>> both(["1 s", "2 s"])
+        'frozen 1 s, nothing frozen 2 s'
+    """
+    return "frozen {}, nothing frozen {}".format(*texts)
 
 
 def unmeasured(name: ClaimName, why: str) -> Claim:

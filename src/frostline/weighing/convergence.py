@@ -1,7 +1,6 @@
 """Claim 3, convergence: with a frozen part training gets where it is going sooner."""
 
 import math
-from collections.abc import Iterable
 from statistics import fmean
 from typing import NamedTuple
 
@@ -9,7 +8,15 @@ from frostline.amounts import duration, scaled, share
 from frostline.amounts import rate as written_rate
 from frostline.attempts import Attempt, Outcome
 from frostline.exhibits import Claim, Panel, Series, Verdict
-from frostline.weighing.arms import FEWEST_SEEDS, Outcomes, Setting, together, undecided
+from frostline.weighing.arms import (
+    FEWEST_SEEDS,
+    Outcomes,
+    Setting,
+    both,
+    by_seed,
+    together,
+    undecided,
+)
 from frostline.weighing.deciding import LEAST_TIMES, Effect, ratio_of, times_text, verdict_of
 
 NEARLY = 0.98
@@ -32,7 +39,7 @@ def wanted(setting: Setting, outcomes: Outcomes) -> tuple[Attempt, ...]:
     rate = setting.full_rate(outcomes)
     if rate is None:
         return setting.tuning
-    return (*setting.tuning, *(attempt for pair in zip(*_arms(setting, rate), strict=True) for attempt in pair))
+    return (*setting.tuning, *by_seed([setting.frozen_arm, setting.full_arm(rate)]))
 
 
 def judge(setting: Setting, outcomes: Outcomes) -> Claim:
@@ -40,7 +47,7 @@ def judge(setting: Setting, outcomes: Outcomes) -> Claim:
     rate = setting.full_rate(outcomes)
     if rate is None:
         return undecided("convergence", setting.tuning, outcomes)
-    arms = _arms(setting, rate)
+    arms = setting.frozen_arm, setting.full_arm(rate)
     frozen, full = together(arms, outcomes)
     if len(frozen) < FEWEST_SEEDS:
         return undecided("convergence", [*arms[0], *arms[1]], outcomes)
@@ -73,9 +80,7 @@ def judge(setting: Setting, outcomes: Outcomes) -> Claim:
         update={
             "verdict": verdict,
             "sentence": _sentence(setting, effect, verdict) + setting.note,
-            "value": effect.value,
-            "low": effect.low,
-            "high": effect.high,
+            **effect._asdict(),
         }
     )
 
@@ -113,10 +118,6 @@ def _spent(setting: Setting, outcome: Outcome, place: int) -> Reach:
         seconds=outcome.pass_seconds + sum(point.seconds for point in curve[: place + 1]),
         flops=outcome.pass_flops + outcome.flops * passes(place) / passes(len(curve) - 1),
     )
-
-
-def _arms(setting: Setting, rate: float) -> tuple[list[Attempt], list[Attempt]]:
-    return [setting.frozen(seed) for seed in setting.seeds], [setting.full(seed, rate) for seed in setting.seeds]
 
 
 def _final(outcome: Outcome) -> float:
@@ -161,23 +162,18 @@ def _facts(
     return (
         ("seeds", str(len(targets))),
         ("common target, validation accuracy", share(fmean(targets))),
-        ("epochs to it", _each(f"{fmean(each.epochs for each in arm):.1f}" for arm in reached)),
-        ("operations to it", _each(scaled(fmean(each.flops for each in arm), "FLOP") for arm in reached)),
-        ("seconds to it, pass counted", _each(duration(fmean(each.seconds for each in arm)) for arm in reached)),
+        ("epochs to it", both(f"{fmean(each.epochs for each in arm):.1f}" for arm in reached)),
+        ("operations to it", both(scaled(fmean(each.flops for each in arm), "FLOP") for arm in reached)),
+        ("seconds to it, pass counted", both(duration(fmean(each.seconds for each in arm)) for arm in reached)),
         (
             f"epochs to {100 * OWN:.0f} % of its own end",
-            _each(f"{fmean(each.epochs for each in arm):.1f}" for arm in own),
+            both(f"{fmean(each.epochs for each in arm):.1f}" for arm in own),
         ),
         (
             f"operations to {100 * OWN:.0f} % of its own end",
-            _each(scaled(fmean(e.flops for e in arm), "FLOP") for arm in own),
+            both(scaled(fmean(e.flops for e in arm), "FLOP") for arm in own),
         ),
     )
-
-
-def _each(texts: Iterable[str]) -> str:
-    frozen, full = texts
-    return f"frozen {frozen}, nothing frozen {full}"
 
 
 def _panel(setting: Setting, arms: tuple[tuple[Outcome, ...], ...]) -> Panel:

@@ -9,8 +9,19 @@ from numpy.typing import NDArray
 from frostline.amounts import rate as written_rate
 from frostline.amounts import share
 from frostline.attempts import Attempt
-from frostline.exhibits import Claim, Panel, Series, Verdict
-from frostline.weighing.arms import FEWEST_SEEDS, Outcomes, Setting, good, hits_of, together, undecided, unmeasured
+from frostline.exhibits import Claim, Panel, Verdict
+from frostline.weighing.arms import (
+    FEWEST_SEEDS,
+    Outcomes,
+    Setting,
+    accuracy_line,
+    by_seed,
+    good,
+    hits_of,
+    together,
+    undecided,
+    unmeasured,
+)
 from frostline.weighing.deciding import LEAST_TIMES, Effect, is_guessing, mean_of, times_text, verdict_of
 
 PARTS = (8, 4, 2, 1)
@@ -33,8 +44,7 @@ def wanted(setting: Setting, outcomes: Outcomes) -> tuple[Attempt, ...]:
     rate = setting.full_rate(outcomes)
     if rate is None:
         return setting.tuning
-    columns = chain.from_iterable(_arms(setting, rate).values())
-    return (*setting.tuning, *chain.from_iterable(zip(*columns, strict=True)))
+    return (*setting.tuning, *by_seed(chain.from_iterable(_arms(setting, rate).values())))
 
 
 def judge(setting: Setting, outcomes: Outcomes) -> Claim:
@@ -77,9 +87,7 @@ def judge(setting: Setting, outcomes: Outcomes) -> Claim:
         update={
             "verdict": verdict,
             "sentence": _sentence(setting, effect, verdict, sizes) + setting.note,
-            "value": effect.value,
-            "low": effect.low,
-            "high": effect.high,
+            **effect._asdict(),
         }
     )
 
@@ -214,14 +222,5 @@ def _panel(setting: Setting, outcomes: Outcomes, rate: float) -> Panel:
         y_name="test accuracy",
         is_share=True,
         is_log=True,
-        series=tuple(
-            Series(
-                name=name,
-                x=tuple(float(size) for size in curve),
-                y=tuple(effect.value for effect in curve.values()),
-                low=tuple(max(0.0, effect.low) for effect in curve.values()),
-                high=tuple(min(1.0, effect.high) for effect in curve.values()),
-            )
-            for name, curve in _curves(setting, outcomes, rate).items()
-        ),
+        series=tuple(accuracy_line(name, curve) for name, curve in _curves(setting, outcomes, rate).items()),
     )

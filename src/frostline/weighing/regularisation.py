@@ -8,7 +8,16 @@ from numpy.typing import ArrayLike
 from frostline.amounts import UNKNOWN, decimal, share
 from frostline.attempts import Attempt, Outcome
 from frostline.exhibits import Claim, Panel, Series, Verdict
-from frostline.weighing.arms import FEWEST_SEEDS, Outcomes, Setting, hits_of, together, undecided
+from frostline.weighing.arms import (
+    FEWEST_SEEDS,
+    Outcomes,
+    Setting,
+    both,
+    by_seed,
+    hits_of,
+    together,
+    undecided,
+)
 from frostline.weighing.deciding import (
     LEAST_POINTS,
     Effect,
@@ -35,8 +44,7 @@ def wanted(setting: Setting, outcomes: Outcomes) -> tuple[Attempt, ...]:
     rate = setting.full_rate(outcomes)
     if rate is None:
         return setting.tuning
-    rows = zip(*_arms(setting, rate), strict=True)
-    return (*setting.tuning, *(attempt for row in rows for attempt in row))
+    return (*setting.tuning, *by_seed(_arms(setting, rate)))
 
 
 def judge(setting: Setting, outcomes: Outcomes) -> Claim:
@@ -69,9 +77,7 @@ def judge(setting: Setting, outcomes: Outcomes) -> Claim:
         sentence=sentence,
         measure="accuracy that wrong labels cost full fine-tuning at the better of two weight decays, less what they "
         "cost the frozen arm",
-        value=saved.value,
-        low=saved.low,
-        high=saved.high,
+        **saved._asdict(),
         unit="points",
         control=_control(setting, costs),
         facts=_facts(setting, paired),
@@ -82,9 +88,9 @@ def judge(setting: Setting, outcomes: Outcomes) -> Claim:
 def _arms(setting: Setting, rate: float) -> tuple[list[Attempt], ...]:
     """The frozen arm without and with wrong labels, the full one likewise, and with wrong labels and more decay."""
     return (
-        [setting.frozen(seed) for seed in setting.seeds],
+        setting.frozen_arm,
         [setting.frozen(seed, noise=NOISE) for seed in setting.seeds],
-        [setting.full(seed, rate) for seed in setting.seeds],
+        setting.full_arm(rate),
         [setting.full(seed, rate, noise=NOISE) for seed in setting.seeds],
         [setting.full(seed, rate, noise=NOISE, weight_decay=DECAY) for seed in setting.seeds],
     )
@@ -120,15 +126,12 @@ def _facts(setting: Setting, paired: Sequence[Sequence[Outcome]]) -> tuple[tuple
     frozen, frozen_noisy, full, plain, _ = paired
     return (
         ("seeds compared", f"{len(frozen)} of {len(setting.seeds)}"),
-        ("test accuracy, right labels", f"frozen {_accuracy(frozen)}, nothing frozen {_accuracy(full)}"),
-        ("test accuracy, a fifth wrong", f"frozen {_accuracy(frozen_noisy)}, nothing frozen {_accuracy(plain)}"),
-        ("training less test accuracy, points", f"frozen {_gap(frozen)}, nothing frozen {_gap(full)}"),
+        ("test accuracy, right labels", both(map(_accuracy, (frozen, full)))),
+        ("test accuracy, a fifth wrong", both(map(_accuracy, (frozen_noisy, plain)))),
+        ("training less test accuracy, points", both(map(_gap, (frozen, full)))),
         ("validation less training loss at the same training loss, nats", _matched_gaps(frozen, full)),
-        ("calibration error, right labels", f"frozen {_calibration(frozen)}, nothing frozen {_calibration(full)}"),
-        (
-            "calibration error, a fifth wrong",
-            f"frozen {_calibration(frozen_noisy)}, nothing frozen {_calibration(plain)}",
-        ),
+        ("calibration error, right labels", both(map(_calibration, (frozen, full)))),
+        ("calibration error, a fifth wrong", both(map(_calibration, (frozen_noisy, plain)))),
     )
 
 
@@ -151,8 +154,7 @@ def _matched_gaps(frozen: Sequence[Outcome], full: Sequence[Outcome]) -> str:
     gaps = [
         [_valid_loss_at(level, curve) - level for curve in pair] for pair, level in zip(curves, levels, strict=True)
     ]
-    ours, others = np.mean(gaps, axis=0).tolist()
-    return f"frozen {decimal(ours)}, nothing frozen {decimal(others)} (at {decimal(float(np.mean(levels)))})"
+    return f"{both(map(decimal, np.mean(gaps, axis=0).tolist()))} (at {decimal(float(np.mean(levels)))})"
 
 
 def _losses(run: Outcome) -> list[tuple[float, float]]:

@@ -7,7 +7,16 @@ from collections.abc import Iterable, Sequence
 from frostline.amounts import UNKNOWN, byte_count, duration, scaled, share
 from frostline.attempts import Attempt, Outcome
 from frostline.exhibits import Claim, Panel, Series, Verdict
-from frostline.weighing.arms import FEWEST_SEEDS, Outcomes, Setting, good, together, undecided
+from frostline.weighing.arms import (
+    FEWEST_SEEDS,
+    Outcomes,
+    Setting,
+    both,
+    by_seed,
+    good,
+    together,
+    undecided,
+)
 from frostline.weighing.deciding import LEAST_TIMES, Effect, ratio_of, times_text, verdict_of
 
 BACKWARD_TOO = 3
@@ -19,8 +28,7 @@ def wanted(setting: Setting, outcomes: Outcomes) -> tuple[Attempt, ...]:
     rate = setting.full_rate(outcomes)
     if rate is None:
         return (*setting.tuning, *_memories(setting))
-    rows = zip(*_arms(setting, rate), strict=True)
-    return (*setting.tuning, *(attempt for row in rows for attempt in row), *_memories(setting))
+    return (*setting.tuning, *by_seed([setting.frozen_arm, setting.full_arm(rate)]), *_memories(setting))
 
 
 def judge(setting: Setting, outcomes: Outcomes) -> Claim:
@@ -28,10 +36,10 @@ def judge(setting: Setting, outcomes: Outcomes) -> Claim:
     rate = setting.full_rate(outcomes)
     if rate is None:
         return undecided("resources", setting.tuning, outcomes)
-    arms = _arms(setting, rate)
+    arms = setting.frozen_arm, setting.full_arm(rate)
     frozen, full = together(arms, outcomes)
     if len(frozen) < FEWEST_SEEDS:
-        return undecided("resources", [attempt for arm in arms for attempt in arm], outcomes)
+        return undecided("resources", [*arms[0], *arms[1]], outcomes)
     ratio = ratio_of(list(map(_seconds, full)), list(map(_seconds, frozen)))
     verdict = verdict_of(ratio, least=LEAST_TIMES, none=1.0)
     return Claim(
@@ -39,18 +47,12 @@ def judge(setting: Setting, outcomes: Outcomes) -> Claim:
         verdict=verdict,
         sentence=_sentence(setting, (frozen, full), ratio, verdict),
         measure="seconds of full fine-tuning, as a multiple of the frozen arm's with its pass over the samples",
-        value=ratio.value,
-        low=ratio.low,
-        high=ratio.high,
+        **ratio._asdict(),
         unit="times",
         control=_control(setting, (frozen, full), outcomes),
         facts=_facts(setting, (frozen, full), outcomes),
         panels=(_panel(frozen, full),),
     )
-
-
-def _arms(setting: Setting, rate: float) -> tuple[list[Attempt], list[Attempt]]:
-    return [setting.frozen(seed) for seed in setting.seeds], [setting.full(seed, rate) for seed in setting.seeds]
 
 
 def _memories(setting: Setting) -> tuple[Attempt, Attempt, Attempt]:
@@ -103,11 +105,11 @@ def _facts(setting: Setting, arms: Sequence[Sequence[Outcome]], outcomes: Outcom
     live = (sum(stage.parameters for stage in stages[depth:]) for depth in (setting.depth, 0))
     store = next((forecast.store_bytes for forecast in forecasts if forecast.depth == setting.depth), None)
     return (
-        ("time, the pass counted", _both(duration(_mean(map(_seconds, arm))) for arm in arms)),
-        ("time without the pass", _both(duration(_mean(run.seconds for run in arm)) for arm in arms)),
-        ("operations, the pass counted", _both(scaled(_mean(map(_operations, arm)), "FLOP") for arm in arms)),
-        ("trained parameters", _both(map(scaled, live))),
-        ("gradients and optimizer", _both(map(_state, (stored, full)))),
+        ("time, the pass counted", both(duration(_mean(map(_seconds, arm))) for arm in arms)),
+        ("time without the pass", both(duration(_mean(run.seconds for run in arm)) for arm in arms)),
+        ("operations, the pass counted", both(scaled(_mean(map(_operations, arm)), "FLOP") for arm in arms)),
+        ("trained parameters", both(map(scaled, live))),
+        ("gradients and optimizer", both(map(_state, (stored, full)))),
         ("peak memory", f"frozen {_peak(stored)}, without a store {_peak(unstored)}, nothing frozen {_peak(full)}"),
         ("store on disk", _bytes(store)),
         ("energy", UNKNOWN),
@@ -128,10 +130,6 @@ def _state(run: Outcome | None) -> str:
 
 def _bytes(count: int | None) -> str:
     return UNKNOWN if count is None else byte_count(count)
-
-
-def _both(texts: Iterable[str]) -> str:
-    return "frozen {}, nothing frozen {}".format(*texts)
 
 
 def _panel(frozen: Sequence[Outcome], full: Sequence[Outcome]) -> Panel:

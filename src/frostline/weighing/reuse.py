@@ -4,7 +4,17 @@ from frostline.amounts import share
 from frostline.attempts import Attempt, Outcome, Weights
 from frostline.exhibits import Claim, Panel, Series
 from frostline.records import Vote
-from frostline.weighing.arms import FEWEST_SEEDS, Outcomes, Setting, good, hits_of, together, undecided
+from frostline.weighing.arms import (
+    FEWEST_SEEDS,
+    Outcomes,
+    Setting,
+    accuracy_line,
+    by_seed,
+    good,
+    hits_of,
+    together,
+    undecided,
+)
 from frostline.weighing.deciding import Effect, mean_of, points_of, points_text, verdict_of
 
 LEAST = 2.0
@@ -21,10 +31,9 @@ _WORDS = {
 
 def wanted(setting: Setting, outcomes: Outcomes) -> tuple[Attempt, ...]:
     """Frozen prefixes of three kinds under layers drawn anew, probes of random networks, and full fine-tuning."""
-    by_seed = zip(*(_anew(setting, prefix) for prefix in _PREFIXES), _kept(setting), strict=True)
     return (
         *_probes(setting),
-        *(attempt for row in by_seed for attempt in row),
+        *by_seed([*(_anew(setting, prefix) for prefix in _PREFIXES), setting.frozen_arm]),
         *_elsewhere(setting),
         *setting.tuning,
     )
@@ -51,9 +60,7 @@ def judge(setting: Setting, outcomes: Outcomes) -> Claim:
         sentence=f"{setting.place}, {opening.format(points=points_text(effect))}.{setting.note}",
         measure="accuracy with frozen pretrained stages less that with the better of two kinds of frozen random "
         "stages, the stages above drawn anew in all",
-        value=effect.value,
-        low=effect.low,
-        high=effect.high,
+        **effect._asdict(),
         unit="points",
         control=f"Frozen stages with weights drawn as for a new network reach {drawn}, and with the mean "
         f"and spread of each pretrained tensor {matched}, where the pretrained ones reach {ours}.",
@@ -64,11 +71,6 @@ def judge(setting: Setting, outcomes: Outcomes) -> Claim:
 
 def _anew(setting: Setting, prefix: Weights) -> list[Attempt]:
     return [setting.frozen(seed, prefix=prefix, rest="random") for seed in setting.seeds]
-
-
-def _kept(setting: Setting) -> list[Attempt]:
-    """Pretrained below and above the cut: what fits together was learnt together."""
-    return [setting.frozen(seed) for seed in setting.seeds]
 
 
 def _probes(setting: Setting) -> tuple[Attempt, Attempt]:
@@ -85,7 +87,8 @@ def _elsewhere(setting: Setting) -> list[Attempt]:
 
 def _facts(setting: Setting, outcomes: Outcomes) -> list[tuple[str, str]]:
     facts = []
-    anew, kept = together([_anew(setting, "pretrained"), _kept(setting)], outcomes)
+    # Pretrained below and above the cut: what fits together was learnt together.
+    anew, kept = together([_anew(setting, "pretrained"), setting.frozen_arm], outcomes)
     if anew and not setting.is_head_only:
         lost = points_of(hits_of(kept) - hits_of(anew))
         facts.append(("lost where the stages above are drawn anew", points_text(lost)))
@@ -153,7 +156,7 @@ def _trained_panel(setting: Setting, outcomes: Outcomes) -> Panel:
         ("pretrained below, drawn anew above", [*_anew(setting, "pretrained"), *_elsewhere(setting)]),
         ("random below, drawn anew above", _anew(setting, "random")),
         ("random of the same mean and spread below, drawn anew above", _anew(setting, "matched")),
-        ("pretrained below and above", _kept(setting)),
+        ("pretrained below and above", setting.frozen_arm),
     ]
     drawn = [(name, _by_depth(good(attempts, outcomes))) for name, attempts in lines]
     return Panel(
@@ -161,17 +164,7 @@ def _trained_panel(setting: Setting, outcomes: Outcomes) -> Panel:
         x_name="frozen stages",
         y_name="test accuracy",
         is_share=True,
-        series=tuple(
-            Series(
-                name=name,
-                x=tuple(float(depth) for depth in effects),
-                y=tuple(effect.value for effect in effects.values()),
-                low=tuple(max(0.0, effect.low) for effect in effects.values()),
-                high=tuple(min(1.0, effect.high) for effect in effects.values()),
-            )
-            for name, effects in drawn
-            if effects
-        ),
+        series=tuple(accuracy_line(name, effects) for name, effects in drawn if effects),
     )
 
 

@@ -9,7 +9,14 @@ from frostline.amounts import UNKNOWN, share
 from frostline.amounts import rate as rate_text
 from frostline.attempts import Attempt, Outcome
 from frostline.exhibits import Claim, Panel, Series, Verdict
-from frostline.weighing.arms import FEWEST_SEEDS, Outcomes, Setting, good, undecided
+from frostline.weighing.arms import (
+    FEWEST_SEEDS,
+    Outcomes,
+    Setting,
+    by_seed,
+    good,
+    undecided,
+)
 from frostline.weighing.deciding import (
     LEAST_POINTS,
     LEAST_TIMES,
@@ -32,8 +39,8 @@ def wanted(setting: Setting, outcomes: Outcomes) -> tuple[Attempt, ...]:
     rate = setting.full_rate(outcomes)
     if rate is None:
         return setting.tuning
-    rows = zip(_frozen(setting), _full(setting, rate), _full(setting, rate * SLOWER), strict=True)
-    return (*setting.tuning, *(attempt for row in rows for attempt in row), *_frozen_tuning(setting))
+    arms = setting.frozen_arm, setting.full_arm(rate), setting.full_arm(rate * SLOWER)
+    return (*setting.tuning, *by_seed(arms), *_frozen_tuning(setting))
 
 
 def judge(setting: Setting, outcomes: Outcomes) -> Claim:
@@ -47,11 +54,11 @@ def judge(setting: Setting, outcomes: Outcomes) -> Claim:
     rate = setting.full_rate(outcomes)
     if rate is None:
         return undecided("stability", setting.tuning, outcomes)
-    frozen = _arm("frozen", _frozen(setting), setting, outcomes)
-    full = _arm("nothing frozen", _full(setting, rate), setting, outcomes)
-    slower = _arm("nothing frozen at a third of the rate", _full(setting, rate * SLOWER), setting, outcomes)
+    frozen = _arm("frozen", setting.frozen_arm, setting, outcomes)
+    full = _arm("nothing frozen", setting.full_arm(rate), setting, outcomes)
+    slower = _arm("nothing frozen at a third of the rate", setting.full_arm(rate * SLOWER), setting, outcomes)
     if min(len(frozen.runs), len(full.runs)) < FEWEST_SEEDS:
-        return undecided("stability", (*_frozen(setting), *_full(setting, rate)), outcomes)
+        return undecided("stability", (*setting.frozen_arm, *setting.full_arm(rate)), outcomes)
     rival = slower if _is_steadier(slower, full) and _is_as_accurate(slower, full) else full
     verdict = _verdict_of_lost(frozen, rival)
     if verdict or min(len(frozen.kept), len(rival.kept)) < FEWEST_SEEDS:
@@ -64,14 +71,6 @@ def judge(setting: Setting, outcomes: Outcomes) -> Claim:
 
 
 # --- the arms ---------------------------------------------------------------------------------
-
-
-def _frozen(setting: Setting) -> list[Attempt]:
-    return [setting.frozen(seed) for seed in setting.seeds]
-
-
-def _full(setting: Setting, rate: float) -> list[Attempt]:
-    return [setting.full(seed, rate) for seed in setting.seeds]
 
 
 def _frozen_tuning(setting: Setting) -> tuple[Attempt, ...]:
@@ -195,9 +194,7 @@ def _by_spread(setting: Setting, frozen: _Arm, rival: _Arm) -> Claim:
         sentence=sentence,
         measure="scatter of the test accuracy over seeds with nothing frozen, at the better of two learning rates, as "
         "a multiple of the frozen arm's",
-        value=ratio.value,
-        low=ratio.low,
-        high=ratio.high,
+        **ratio._asdict(),
         unit="times",
     )
 
