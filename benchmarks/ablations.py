@@ -39,7 +39,7 @@ from truth import BATCH, SEEDS, Bench, arm_of, bits, opened, rows_in, spec_of
 
 import frostline as fl
 from frostline.claims import machine
-from frostline.comparing import is_within, paired
+from frostline.comparing import paired
 from frostline.probing import Pooled, ridge
 from frostline.records import TrialSpec
 from frostline.sampling import Chosen, drawn
@@ -64,6 +64,7 @@ class Search:
         second: Steps after which the two ahead are compared again where two errors do not tell them apart, or None.
         judge: What an arm is ahead by: "loss" or "accuracy".
         tie: Standard errors within which the deeper of two arms is taken; 0 takes the leader.
+        last_tie: The same for the winner against head only, both trained to the end.
         votes: A vote that names the depth in place of a race, or None.
         goes_on: Whether the winner goes on from where it is; a restart pays for its first steps again.
     """
@@ -73,7 +74,8 @@ class Search:
     mark: int = 40
     second: int | None = 80
     judge: str = "loss"
-    tie: float = 1.0
+    tie: float = 0.0
+    last_tie: float = 1.0
     votes: str | None = None
     goes_on: bool = True
 
@@ -81,8 +83,9 @@ class Search:
 SEARCHES = {
     "the search": Search(),
     "judged by accuracy": Search(judge="accuracy"),
-    "no tie to the deeper": Search(tie=0.0),
-    "ties within two errors": Search(tie=2.0),
+    "the deeper within one error": Search(tie=1.0),
+    "the deeper within two errors": Search(tie=2.0),
+    "the more accurate at last": Search(last_tie=0.0),
     "laps of 20 steps": Search(mark=20, second=40),
     "laps of 80 steps": Search(mark=80, second=None),
     "no second lap": Search(second=None),
@@ -176,7 +179,7 @@ def play(search: Search, truth: Truth) -> Played:
     left = max(0.0, 1.0 - cost - fixed(asked))
     share = min(1.0, left / max(asked.live(winner), 1e-9) + (lap / asked.steps if search.goes_on else 0.0))
     cost += asked.live(winner) * (share - (lap / asked.steps if search.goes_on else 0.0)) + fixed(asked)
-    depth, row = last_word(asked, winner, rate)
+    depth, row = last_word(asked, winner, rate, search.last_tie)
     return Played(depth, rate, row["test_hits"], cost)
 
 
@@ -212,13 +215,14 @@ def ahead(standing: Mapping[int, Mapping[str, Any]], search: Search) -> int:
     return max(depth for depth, (gap, error) in gaps.items() if gap <= search.tie * error + 1e-12)
 
 
-def last_word(asked: Answers, winner: int, rate: float) -> tuple[int, Mapping[str, Any]]:
+def last_word(asked: Answers, winner: int, rate: float, tie: float) -> tuple[int, Mapping[str, Any]]:
     """Winner or head only, by the rule of `choose`."""
     mine, head = asked.ended(winner, rate), asked.ended(asked.deepest, rate)
     if mine["failure"]:
         return asked.deepest, head
     leads = (mine["valid_accuracy"], -mine["valid_loss"]) > (head["valid_accuracy"], -head["valid_loss"])
-    tied = is_within(*behind(head, mine, "accuracy")) and is_within(*behind(head, mine, "loss"))
+    gaps = [behind(head, mine, judge) for judge in ("accuracy", "loss")]
+    tied = tie > 0 and all(gap <= tie * error + 1e-12 for gap, error in gaps)
     return (winner, mine) if leads and not tied else (asked.deepest, head)
 
 

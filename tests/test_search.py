@@ -263,13 +263,24 @@ def test_the_best_arm_and_head_only_go_on():
     assert finishers([0.4, 0.2, 0.4, 0.5]) == [1, 3]
 
 
-def test_arms_that_cannot_be_told_apart_give_way_to_the_deeper_one():
+def test_the_arm_with_the_lowest_loss_goes_on_however_close_a_deeper_one_is():
     meant = plan_of(LITE)
     # The third arm's mean is 0.001 above the second's, less than the standard error of their difference.
     losses = dict(zip(meant.candidates, [(1.5, 1.5), (1.0, 1.0), (1.03, 0.972), (1.5, 1.5)], strict=True))
 
     trials = carried_out(
         LITE, meant, lambda spec: Trial(spec=spec, losses=losses[spec.depth] * 200, hits=(True,) * 400, weights="w")
+    )
+
+    assert {trial.spec.depth for trial in finishes(trials)} == {meant.candidates[1], meant.candidates[3]}
+
+
+def test_of_arms_with_one_loss_the_deeper_goes_on():
+    meant = plan_of(LITE)
+    losses = dict(zip(meant.candidates, (1.5, 1.0, 1.0, 1.5), strict=True))
+
+    trials = carried_out(
+        LITE, meant, lambda spec: Trial(spec=spec, losses=(losses[spec.depth],) * 400, hits=(True,) * 400, weights="w")
     )
 
     assert {trial.spec.depth for trial in finishes(trials)} == set(meant.candidates[2:])

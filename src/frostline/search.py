@@ -9,7 +9,7 @@ import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from frostline.amounts import interval, share
-from frostline.comparing import by_key, is_within, loss_gap
+from frostline.comparing import by_key, loss_gap
 from frostline.prices import CHEAP, Prices, Race, affordable_epochs, head_scale, middle_of, most_cost
 from frostline.records import Budget, CutGraph, Plan, Prior, Rates, Recipe, Trial, TrialSpec
 
@@ -448,7 +448,8 @@ def _leaves_behind(trial: Trial, other: Trial) -> bool:
 
 
 def _ahead(arms: Sequence[Trial]) -> Trial:
-    """The lowest validation loss, or the deepest within one paired standard error of it."""
-    best = min(arms, key=lambda trial: (trial.loss, -trial.spec.depth))
-    tied = [trial for trial in arms if is_within(*loss_gap(trial, best))]
-    return max(tied, key=lambda trial: trial.spec.depth)
+    """The lowest validation loss; of equal ones, the deepest.
+
+    No tie of one standard error: so early, the errors are wide, and a deeper arm is ahead of its end.
+    """
+    return min(arms, key=lambda trial: (trial.loss, -trial.spec.depth))
