@@ -87,6 +87,12 @@ def test_layers_above_the_deepest_cut_are_not_drawn_anew(setting):
     assert setting.frozen(1, depth=18, rest="random") == setting.head(1)
 
 
+def test_stages_drawn_anew_learn_the_statistics_of_their_norms(setting):
+    anew, kept = (setting.frozen(1, rest=rest).trial.recipe for rest in ("random", "pretrained"))
+
+    assert (anew.norm_mode, kept.norm_mode) == ("train", "eval")
+
+
 def test_frozen_arm_is_trained_as_the_race_found_best(setting):
     chosen = next(trial for trial in setting.evidence.trials if trial.spec.key == setting.evidence.choice.trial)
 
