@@ -193,14 +193,21 @@ def album_of(label="digit seven", *, stages=18, name="blocks", image=None):
             for stage in range(stages)
         ),
         mistakes=tuple(
-            Mistake(
-                sample=seed,
-                file=f"{label}/{seed}.png",
-                label=label,
-                prediction=f"not {label}",
-                confidence=0.999 - seed / 100,
-                image=image or picture(seed, side=96),
-            )
-            for seed in range(12)
+            differing(seed, label, image or picture(seed, side=96), confidence=0.999 - seed / 100) for seed in range(12)
         ),
+        doubts=tuple(
+            differing(seed, label, image or picture(seed, side=96), confidence=0.999 - seed / 100)
+            for seed in range(20, 23)
+        ),
+    )
+
+
+def differing(seed, label, image, *, confidence):
+    return Mistake(
+        sample=seed,
+        file=f"{label}/{seed}.png",
+        label=label,
+        prediction=f"not {label}",
+        confidence=confidence,
+        image=image,
     )

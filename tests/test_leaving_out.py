@@ -2,7 +2,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from frostline.leaving_out import balancing, leave_one_out, worth
+from frostline.leaving_out import balancing, doubtful, leave_one_out, worth
 
 
 @settings(max_examples=20, deadline=None)
@@ -55,3 +55,42 @@ def test_balancing_weights_are_one_in_the_mean_and_sum_alike_over_classes(labels
     sums = [float(weights[numbers == label].sum()) for label in numbers.unique()]
     assert abs(float(weights.mean()) - 1) < 1e-5
     assert max(sums) - min(sums) < 1e-4
+
+
+def clear_scores(classes, samples, seed=0):
+    """Scores that name every class rightly and surely, and the labels."""
+    labels = torch.arange(samples) % classes
+    noise = torch.randn(samples, classes, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    return torch.nn.functional.one_hot(labels, classes) + 0.1 * noise, labels
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.integers(2, 8), st.sets(st.integers(0, 199), max_size=8), st.integers(1, 3), st.integers(0, 9))
+def test_wrong_labels_among_clear_ones_are_in_doubt_and_no_others(classes, wrong, fits, seed):
+    predictions, labels = zip(*(clear_scores(classes, 200, seed + fit) for fit in range(fits)), strict=True)
+    true = labels[0]
+    given_labels = true.clone()
+    for row in wrong:
+        given_labels[row] = (true[row] + 1) % classes
+
+    found = doubtful(predictions, given_labels)
+
+    assert {row: other for row, (other, _) in found.items()} == {row: int(true[row]) for row in wrong}
+    sureness = [confidence for _, confidence in found.values()]
+    assert sureness == sorted(sureness, reverse=True)
+
+
+def test_scores_that_know_nothing_call_nothing_into_question():
+    generator = torch.Generator().manual_seed(0)
+    scores = torch.randn(500, 4, generator=generator, dtype=torch.float64)
+
+    assert doubtful([scores], torch.randint(4, (500,), generator=generator)) == {}
+
+
+def test_one_fit_alone_does_not_outvote_the_others():
+    scores, labels = clear_scores(3, 90)
+    odd = scores.clone()
+    odd[7] = scores[8]
+
+    assert doubtful([scores, scores, odd], labels) == {}
+    assert list(doubtful([odd], labels)) == [7]

@@ -181,6 +181,25 @@ def test_every_open_depth_above_nothing_votes(tmp_path):
     assert prior.samples == 90
 
 
+def test_labels_that_may_be_wrong_are_named_by_sample_class_and_likeness(tmp_path, monkeypatch):
+    # Only every second sample or so votes, so that places among them are not numbers of samples.
+    monkeypatch.setattr("frostline.probing.MOST_ROWS", 200)
+    samples = separable(400)
+    labels = samples.labels.clone()
+    wrong = {row: int(labels[row]) for row in range(20, 400, 40)}
+    for row, label in wrong.items():
+        labels[row] = (label + 1) % 4
+
+    doubts = voted(Small(), TensorSamples(samples.read(range(400))[0], labels), tmp_path)[1].doubts
+
+    assert len(doubts) > 2
+    assert {doubt.sample for doubt in doubts} <= wrong.keys()
+    assert all(doubt.label == labels[doubt.sample] for doubt in doubts)
+    assert all(doubt.prediction == wrong[doubt.sample] for doubt in doubts)
+    # Of 200 right labels a few may look wrong with a probability of .95.
+    assert len(voted(Small(), samples, tmp_path)[1].doubts) <= 2
+
+
 def test_votes_do_not_depend_on_the_batch_size(tmp_path):
     net = Small()
 

@@ -11,7 +11,7 @@ from frostline.choosing import choose
 from frostline.comparing import paired
 from frostline.errors import AllTrialsFailed
 from frostline.prices import CHEAP
-from frostline.records import Trial
+from frostline.records import Doubt, Trial
 from frostline.search import LEARNING_RATES, middle_of, strategy
 
 QUICK = settings(max_examples=25, deadline=None)
@@ -210,6 +210,14 @@ def test_the_best_rate_at_the_middle_depth_is_everybody_s():
 
     others = [trial for trial in trials if trial.spec.depth != middle_of(meant.candidates)]
     assert {trial.spec.recipe.learning_rate for trial in others} == {3e-4}
+
+
+def test_labels_in_doubt_are_counted_before_anything_is_paid():
+    doubt = Doubt(sample=3, label=0, prediction=1, confidence=0.99)
+    prior = votes_of(LITE).model_copy(update={"doubts": (doubt, doubt)})
+
+    assert any("another class" in note and ": 2." in note for note in plan_of(LITE, prior=prior).notes)
+    assert not any("another class" in note for note in plan_of(LITE).notes)
 
 
 def test_where_no_rate_works_at_the_middle_depth_the_others_still_race():

@@ -13,7 +13,7 @@ from torch import nn
 
 from frostline.data import TensorSamples
 from frostline.pictures import Pictures
-from frostline.records import Preprocessing
+from frostline.records import Doubt, Preprocessing
 from frostline.scoring import outputs_of, score
 from frostline.seeing import see
 from frostline.testing import menagerie, snapshot, specimen
@@ -276,6 +276,31 @@ def test_every_network_of_pictures_can_be_looked_at(one):
 
     assert album.mistakes
     assert album.sights
+
+
+def test_a_label_in_doubt_is_shown_with_its_training_picture_and_the_class_it_looks_like():
+    net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(), nn.Linear(144, 3))
+    train, test = (TensorSamples(noise(20, 3, 8, 8, seed=seed), torch.arange(20) % 3) for seed in (1, 2))
+    doubts = [Doubt(sample=row, label=row % 3, prediction=(row + 1) % 3, confidence=0.96) for row in range(4, 19)]
+
+    album = see(
+        net,
+        trace(net, train.read(range(4))),
+        train,
+        test=test,
+        score=score(outputs_of(net, test), test.labels),
+        classes=COLOURS,
+        doubts=doubts,
+    )
+
+    assert len(album.doubts) == 12
+    first = album.doubts[0]
+    assert (first.sample, first.label, first.prediction, first.confidence) == (4, "green", "blue", 0.96)
+    shown = pixels_of(first.image).reshape(-1)
+    correlation = [
+        np.corrcoef(shown, (part.read([4])[0][0].permute(1, 2, 0)).reshape(-1))[0, 1] for part in (train, test)
+    ]
+    assert correlation[0] > 0.8 > 0.5 > correlation[1]
 
 
 # --- the receptive field ----------------------------------------------------------------------

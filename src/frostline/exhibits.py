@@ -129,14 +129,14 @@ class Sight(Record):
 
 
 class Mistake(Record):
-    """A picture of the test part that the network was wrong about.
+    """A picture whose label and answer differ.
 
     Args:
-        sample: Its number in the test part.
+        sample: Its number in its part.
         file: Its path as the user gave it, or "" for samples from memory.
         label: Its class.
         prediction: The class that it was taken for.
-        confidence: Probability that the network gave to its answer, 0 to 1.
+        confidence: Probability of that answer, 0 to 1.
         image: JPEG, in base64.
     """
 
@@ -154,9 +154,11 @@ class Album(Record):
     Args:
         filters: The first layer's filters, one PNG in base64 each; empty where the first layer has none to look at.
         sights: What each stage sees.
-        mistakes: The most confident mistakes, the most confident first.
+        mistakes: The most confident mistakes on the test part, the most confident first.
+        doubts: Pictures of the training part whose label may be wrong, the surest first.
     """
 
     filters: tuple[str, ...] = ()
     sights: tuple[Sight, ...] = ()
     mistakes: tuple[Mistake, ...] = ()
+    doubts: tuple[Mistake, ...] = ()

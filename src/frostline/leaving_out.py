@@ -1,6 +1,7 @@
 """Each sample predicted from all others: ridge regression in closed form, and what its predictions are worth."""
 
 import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -13,6 +14,10 @@ PENALTIES = 13
 """Points of the logarithmic grid of ridge penalties, from `LOWEST` to `HIGHEST` times the mean eigenvalue."""
 
 LOWEST, HIGHEST = 1e-4, 1e2
+
+
+SURE = 0.95
+"""Probability of another class from which a label is called into question."""
 
 
 class LeftOut(NamedTuple):
@@ -99,6 +104,39 @@ def worth(predictions: torch.Tensor, labels: torch.Tensor, weights: torch.Tensor
     low, high = wilson(accuracy * number, number)
     losses = F.cross_entropy(predictions * best_temperature(predictions, labels), labels, reduction="none")
     return Worth(accuracy, low, high, float((losses * counts).mean()))
+
+
+def doubtful(predictions: Sequence[torch.Tensor], labels: torch.Tensor) -> dict[int, tuple[int, float]]:
+    """Find the rows that several fits together are sure belong to another class, each row left out.
+
+    What a single fit is sure of is often its own weakness. The probabilities are averaged over the fits, each after its
+    best temperature, and the average is calibrated again; so "sure" is meant as it is said.
+
+    Args:
+        predictions: The scores of each fit, (N, K); at least one fit.
+        labels: (N,) class numbers.
+
+    Returns:
+        Class and probability by row, for those of at least `SURE`, the surest first.
+
+    Example:
+        >>> import torch
+        >>> labels = torch.tensor([0, 1] * 20)
+        >>> scores = torch.nn.functional.one_hot(labels, 2).double()
+        >>> labels[6] = 1
+        >>> [(row, other) for row, (other, _) in doubtful([scores], labels).items()]
+        [(6, 0)]
+
+    Source:
+        That predictions of held-out samples find wrong labels: Northcutt, Jiang and Chuang, Confident learning:
+        estimating uncertainty in dataset labels, 2021.
+    """
+    shares = torch.stack([(scores * best_temperature(scores, labels)).softmax(dim=1) for scores in predictions])
+    logs = shares.mean(dim=0).clamp_min(1e-30).log()
+    confidences, classes = (logs * best_temperature(logs, labels)).softmax(dim=1).max(dim=1)
+    rows = ((classes != labels) & (confidences >= SURE)).nonzero().flatten().tolist()
+    rows.sort(key=lambda row: -float(confidences[row]))
+    return {row: (int(classes[row]), float(confidences[row])) for row in rows}
 
 
 def balancing(labels: torch.Tensor) -> torch.Tensor:

@@ -35,6 +35,22 @@ class Vote(Record):
     knn: float | None = None
 
 
+class Doubt(Record):
+    """A training sample that looks like another class once it is left out, so that its label may be wrong.
+
+    Args:
+        sample: Its number in the training part.
+        label: Number of its class.
+        prediction: Number of the class that it looks like.
+        confidence: Probability of that class, 0 to 1.
+    """
+
+    sample: int
+    label: int
+    prediction: int
+    confidence: float
+
+
 class Prior(Record):
     """What one pass without training says of every open depth.
 
@@ -44,12 +60,14 @@ class Prior(Record):
         head: File name of the warm head (safetensors: "weight" (K, D), "bias" (K,)), or None
             where the network has no Linear that yields its outputs.
         temperature: Factor on the ridge's outputs in that head.
+        doubts: Samples whose label may be wrong, the surest first.
     """
 
     votes: tuple[Vote, ...]
     samples: int
     head: str | None = None
     temperature: float = 1.0
+    doubts: tuple[Doubt, ...] = ()
 
 
 # --- the plan ---------------------------------------------------------------------------------

@@ -18,9 +18,9 @@ from frostline.data import Samples
 from frostline.events import Listener, silent, watched
 from frostline.files import write_whole
 from frostline.fingerprint import of_tensors
-from frostline.leaving_out import balancing, leave_one_out, worth
+from frostline.leaving_out import balancing, doubtful, leave_one_out, worth
 from frostline.recording import Recording
-from frostline.records import CutGraph, Prior, Vote, Wire
+from frostline.records import CutGraph, Doubt, Prior, Vote, Wire
 from frostline.trees import leaves
 
 Runner = Callable[[tuple[torch.Tensor, ...]], tuple[torch.Tensor, ...]]
@@ -30,6 +30,10 @@ NEIGHBOURS = (1, 5, 20)
 
 MOST_ROWS = 4096
 """Rows that vote at most: an eigendecomposition grows with the cube, the interval shrinks with the root."""
+
+
+WITNESSES = 5
+"""Depths, the best of those that cannot be told apart, which together call a label into question."""
 
 
 def probe(
@@ -77,11 +81,14 @@ def probe(
     targets = F.one_hot(labels, classes).double()
     weights = balancing(labels) if balanced else None
     depths = [depth for depth in graph.open_depths if depth]
-    votes = []
+    votes: list[Vote] = []
+    best: list[tuple[Vote, torch.Tensor]] = []
     for depth, pooled in watched(
         zip(depths, features, strict=False), listener, "probe", total=len(depths), note="votes", unit="depths"
     ):
-        votes.append(_vote(depth, ridge(pooled, targets), labels, weights, knn=nearest(pooled, labels, weights)))
+        fit = ridge(pooled, targets)
+        votes.append(_vote(depth, fit, labels, weights, knn=nearest(pooled, labels, weights)))
+        best = sorted([*best, (votes[-1], fit.left_out)], key=lambda pair: -pair[0].accuracy)[:WITNESSES]
     head, temperature = None, 1.0
     if graph.head is not None:
         fit = ridge(features[-1], targets)
@@ -89,7 +96,19 @@ def probe(
         tensors = {"weight": (fit.weight * temperature).float(), "bias": (fit.bias * temperature).float()}
         head = f"{of_tensors(tensors.items())}.safetensors"
         write_whole(folder / head, save({name: tensor.contiguous() for name, tensor in tensors.items()}))
-    return Prior(votes=tuple(votes), samples=len(rows), head=head, temperature=temperature)
+    return Prior(
+        votes=tuple(votes), samples=len(rows), head=head, temperature=temperature, doubts=_doubts(best, labels, rows)
+    )
+
+
+def _doubts(best: list[tuple[Vote, torch.Tensor]], labels: torch.Tensor, rows: list[int]) -> tuple[Doubt, ...]:
+    """What the best depth, and those that cannot be told from it, call into question."""
+    close = [left_out for vote, left_out in best if vote.high >= best[0][0].low]
+    found = doubtful(close, labels) if close else {}
+    return tuple(
+        Doubt(sample=rows[place], label=int(labels[place]), prediction=other, confidence=confidence)
+        for place, (other, confidence) in found.items()
+    )
 
 
 def _drawn(total: int) -> list[int]:

@@ -8,7 +8,7 @@ from typing import ClassVar
 
 from frostline.exhibits import Claim
 from frostline.network import Cut, CutGraph, ModelSource, Preprocessing, Stage, Wire
-from frostline.planned import Budget, EngineReport, Forecast, Plan, Prior, Rates, Recipe, Vote
+from frostline.planned import Budget, Doubt, EngineReport, Forecast, Plan, Prior, Rates, Recipe, Vote
 from frostline.record import Record
 
 __all__ = [
@@ -21,6 +21,7 @@ __all__ = [
     "CutGraph",
     "DataSummary",
     "Delta",
+    "Doubt",
     "EngineReport",
     "EpochPoint",
     "Evidence",

@@ -6,6 +6,7 @@ A run lives in one folder. Every file there is whole or absent, and whatever was
 
 import logging
 import shutil
+from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -33,6 +34,7 @@ from frostline.records import (
     Cost,
     DataSummary,
     Delta,
+    Doubt,
     EngineReport,
     Evidence,
     ModelCard,
@@ -339,7 +341,7 @@ def conclude(
         merged = apply_delta(site.task.model, Path(delta.file)).eval()
         test = score(outputs_of(merged, site.task.test, batch_size=BATCH), site.task.test.labels)
         site.listener(Event(phase="test", note="the merged network in plain torch", done=1, total=1))
-    look(site, merged, test)
+    look(site, merged, test, prior.doubts)
     kept = rows_of(site, parts, site.task.test, part="test", plan=plan)
     from_store = outputs_of(parts.live.eval(), kept, batch_size=BATCH).argmax(1)
     differ = float((from_store != torch.tensor(test.predictions)).float().mean())
@@ -367,8 +369,8 @@ def conclude(
     return evidence
 
 
-def look(site: Site, tuned: nn.Module, test: Score) -> None:
-    """Keep pictures of what each stage sees, and of the most confident mistakes."""
+def look(site: Site, tuned: nn.Module, test: Score, doubts: Sequence[Doubt]) -> None:
+    """Keep pictures of what each stage sees, of the most confident mistakes, and of labels in doubt."""
     with site.spent("look"):
         site.listener(Event(phase="look", note="what each stage sees", done=0, total=1))
         task = site.task
@@ -380,6 +382,7 @@ def look(site: Site, tuned: nn.Module, test: Score) -> None:
             score=test,
             classes=task.classes,
             preprocessing=task.preprocessing,
+            doubts=doubts,
         )
         write_record(site.folder / "album.json", album)
         site.listener(Event(phase="look", note="what each stage sees", done=1, total=1))

@@ -126,6 +126,8 @@ def plan(
     said = (*notes, *added)
     if valid_samples < FEW:
         said += (_COARSE.format(samples=valid_samples, points=100 * math.sqrt(DISAGREEMENT / max(1, valid_samples))),)
+    if prior.doubts:
+        said += (_DOUBTS.format(count=len(prior.doubts)),)
     if prior.head is None:
         said += (_NO_HEAD,)
     seconds = prices.search_seconds(race, budget)
@@ -215,6 +217,10 @@ _DEARER = (
 _COARSE = (
     "With {samples} validation samples, depths whose accuracy is less than about {points:.0f} points apart cannot be "
     "told apart; ties go to the deeper one."
+)
+_DOUBTS = (
+    "Training samples that look like another class to linear fits that have not seen them: {count}. Their labels may "
+    "be wrong; the report lists them."
 )
 _NO_HEAD = (
     "No linear layer of the network yields its outputs directly, so there is no warm head: every trial starts from the "

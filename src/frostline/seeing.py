@@ -14,14 +14,16 @@ from torch import nn
 from frostline.copies import copy_of, full_precision, plain_torch
 from frostline.data import Samples
 from frostline.exhibits import Album, Channel, Crop, Mistake, Sight
-from frostline.records import CutGraph, Preprocessing, Score, Stage, Wire
+from frostline.records import CutGraph, Doubt, Preprocessing, Score, Stage, Wire
 from frostline.sampling import in_turns
 from frostline.trees import leaves
 
 MOST_PICTURES = 256
 MOST_STAGES = 12
 MOST_FILTERS = 64
-MOST_MISTAKES = 12
+MOST = 12
+"""Mistakes that are shown, and labels in doubt."""
+
 CHANNELS = 3
 CROPS = 4
 
@@ -39,8 +41,9 @@ def see(
     score: Score,
     classes: tuple[str, ...],
     preprocessing: Preprocessing | None = None,
+    doubts: Sequence[Doubt] = (),
 ) -> Album:
-    """Collect pictures of what each stage answers to, and of the most confident mistakes.
+    """Collect pictures of what each stage answers to, of the most confident mistakes, and of labels in doubt.
 
     Samples that are no pictures (text, sound, tables, several inputs) give an empty album. At most 12 stages
     are shown, each by the parts of at most 256 training pictures that its channels answer to most strongly.
@@ -54,9 +57,10 @@ def see(
         classes: K names.
         preprocessing: How a picture became an input, so that it can be shown as it was. Without it each
             picture is stretched from black to white.
+        doubts: Training pictures whose label may be wrong, the surest first.
 
     Returns:
-        The first layer's filters, what each stage sees, and the mistakes.
+        The first layer's filters, what each stage sees, the mistakes, and the labels in doubt.
 
     Example:
         >>> import torch
@@ -74,12 +78,14 @@ def see(
     if not _are_pictures(train.read([0])):
         return Album()
     net = copy_of(model, model.parameters()).eval()
+    learnt, scored = (_Shown(part, classes, preprocessing) for part in (train, test))
     with full_precision(), plain_torch():
-        sights = _sights(net, graph, _Shown(train, classes, preprocessing))
+        sights = _sights(net, graph, learnt)
     return Album(
         filters=_filters(net, graph),
         sights=sights,
-        mistakes=_mistakes(_Shown(test, classes, preprocessing), score),
+        mistakes=_mistakes(scored, score),
+        doubts=tuple(_differing(learnt, doubt.sample, doubt.prediction, doubt.confidence) for doubt in doubts[:MOST]),
     )
 
 
@@ -165,17 +171,18 @@ def _mistakes(shown: _Shown, score: Score) -> tuple[Mistake, ...]:
     pairs = zip(shown.samples.labels.tolist(), score.predictions, strict=True)
     wrong = [row for row, (label, prediction) in enumerate(pairs) if label != prediction]
     wrong.sort(key=lambda row: -score.confidences[row])
-    names = shown.samples.names
-    return tuple(
-        Mistake(
-            sample=row,
-            file="" if names[row] == str(row) else names[row],
-            label=shown.label(row),
-            prediction=shown.classes[score.predictions[row]],
-            confidence=score.confidences[row],
-            image=_jpeg(shown.picture(row), 96),
-        )
-        for row in wrong[:MOST_MISTAKES]
+    return tuple(_differing(shown, row, score.predictions[row], score.confidences[row]) for row in wrong[:MOST])
+
+
+def _differing(shown: _Shown, row: int, prediction: int, confidence: float) -> Mistake:
+    name = shown.samples.names[row]
+    return Mistake(
+        sample=row,
+        file="" if name == str(row) else name,
+        label=shown.label(row),
+        prediction=shown.classes[prediction],
+        confidence=confidence,
+        image=_jpeg(shown.picture(row), 96),
     )
 
 

@@ -192,7 +192,7 @@ def test_report_without_votes_rivals_preprocessing_and_findings_is_whole(fake_ev
     evidence = fake_evidence(failed=False)
     bare = evidence.model_copy(
         update={
-            "prior": evidence.prior.model_copy(update={"votes": (), "head": None}),
+            "prior": evidence.prior.model_copy(update={"votes": (), "head": None, "doubts": ()}),
             "choice": evidence.choice.model_copy(update={"rivals": ()}),
             "preprocessing": None,
             "data": evidence.data.model_copy(update={"duplicates": (), "conflicts": (), "skipped": ()}),
@@ -202,7 +202,7 @@ def test_report_without_votes_rivals_preprocessing_and_findings_is_whole(fake_ev
     outline = outline_of(bare, tmp_path)
 
     assert outline.open == []
-    assert "".join(outline.text).count("None.") == 3
+    assert "".join(outline.text).count("None.") == 4
 
 
 # --- claims and pictures ----------------------------------------------------------------------
@@ -239,8 +239,17 @@ def test_every_picture_of_an_album_is_shown(fake_evidence, tmp_path):
     outline = outline_of(fake_evidence(), tmp_path, album_of(stages=5))
 
     shown = [attrs["src"] for attrs in outline.all("img")]
-    assert len(shown) == 32 + 5 * 3 * 4 + 12
+    assert len(shown) == 32 + 5 * 3 * 4 + 12 + 3
     assert f"data:image/jpeg;base64,{picture(11, side=96)}" in shown
+
+
+def test_labels_in_doubt_are_listed_where_there_is_no_picture_of_them(fake_evidence, tmp_path):
+    outline, pictured = (outline_of(fake_evidence(), tmp_path, album) for album in (None, album_of(stages=2)))
+
+    written, shown = (" ".join("".join(one.text).split()) for one in (outline, pictured))
+    assert "Training sample 17: digit zero, looks like digit one (.970)" in written
+    assert "2 training samples look like another class" in written
+    assert "Training sample 17" not in shown
 
 
 def test_what_is_no_picture_makes_no_element(fake_evidence, tmp_path):

@@ -1,4 +1,4 @@
-"""Pictures of the report: what each stage sees, the first layer's filters, the most confident mistakes."""
+"""Pictures of the report: what each stage sees, the first layer's filters, confident mistakes, labels in doubt."""
 
 import base64
 import binascii
@@ -31,7 +31,9 @@ def album_told(album: Album, *, picture_side: int | None) -> Row:
         >>> album_told(Album(), picture_side=224)["mistakes"]
         ()
     """
-    mistakes = [row for mistake in album.mistakes if (row := _mistake(mistake))["source"]]
+    mistakes, doubts = (
+        [row for mistake in found if (row := _mistake(mistake))["source"]] for found in (album.mistakes, album.doubts)
+    )
     filters = [source for image in album.filters if (source := data_uri(image))]
     ranks = _ranks_that_fit(album.sights)
     sights = [row for sight in album.sights if (row := _sight(sight, ranks, picture_side))["channels"]]
@@ -41,6 +43,7 @@ def album_told(album: Album, *, picture_side: int | None) -> Row:
         "filters": _fitting(filters, filters, _ROOM_OF_FILTERS),
         "sights": tuple(sights),
         "mistakes": _fitting(mistakes, [row["source"] for row in mistakes], _ROOM_OF_MISTAKES),
+        "doubts": _fitting(doubts, [row["source"] for row in doubts], _ROOM_OF_MISTAKES),
     }
 
 

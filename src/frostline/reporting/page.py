@@ -374,7 +374,7 @@ def cost(evidence: Evidence) -> Row:
 
 
 def data(evidence: Evidence) -> Row:
-    """How many samples each part holds, and what was found wrong with the files."""
+    """How many samples each part holds, and what was found wrong with files and labels."""
     summary = evidence.data
     totals = [sum(counts[part] for counts in summary.counts) for part in range(3)]
     return {
@@ -383,6 +383,15 @@ def data(evidence: Evidence) -> Row:
         "total": f"{sum(totals):,}",
         "duplicates": tuple(tuple(map(visible, group)) for group in summary.duplicates),
         "conflicts": tuple(tuple(map(visible, group)) for group in summary.conflicts),
+        "doubts": tuple(
+            {
+                "sample": doubt.sample,
+                "label": visible(summary.classes[doubt.label]),
+                "prediction": visible(summary.classes[doubt.prediction]),
+                "confidence": share(doubt.confidence),
+            }
+            for doubt in evidence.prior.doubts
+        ),
         "skipped": tuple((visible(file), visible(reason)) for file, reason in summary.skipped),
     }
 
