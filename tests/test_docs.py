@@ -13,7 +13,7 @@ import frostline as fl
 from frostline import cli, errors
 
 ROOT = Path(__file__).parent.parent
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
 TRAINERS = ("lightning", "transformers", "accelerate", "fastai")
 SLOW_WORDS = ("fl.fit(", "fl.demo(", "fl.predict(", "fl.load_tuned(", *TRAINERS)
