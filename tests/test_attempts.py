@@ -29,6 +29,13 @@ def test_outcome_survives_the_disk(hits):
     assert Outcome.model_validate_json(outcome.model_dump_json()) == outcome
 
 
+def test_outcome_that_was_written_before_energy_was_read_still_opens():
+    written = Outcome(attempt=Attempt(trial=SPEC)).model_dump(mode="json")
+    del written["joules"]
+
+    assert Outcome.model_validate(written).joules is None
+
+
 def test_accuracy_is_the_share_of_right_answers():
     assert Outcome(attempt=Attempt(trial=SPEC), test_hits=(True, False, True, True)).accuracy == 0.75
 

@@ -4,6 +4,7 @@ import json
 import math
 import shutil
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
@@ -227,7 +228,7 @@ def test_an_attempt_is_the_same_each_time(bench):
 
     first, second = trying.try_out(bench, attempt), trying.try_out(bench, attempt)
 
-    clocks = {"seconds": 0.0, "pass_seconds": 0.0, "curve": ()}
+    clocks = {"seconds": 0.0, "pass_seconds": 0.0, "curve": (), "joules": None}
     assert first.model_copy(update=clocks) == second.model_copy(update=clocks)
     assert [point.valid_loss for point in first.curve] == [point.valid_loss for point in second.curve]
 
@@ -277,6 +278,31 @@ def test_only_a_frozen_part_needs_a_pass(bench):
     assert full.pass_flops == full.pass_seconds == 0.0
     assert frozen.pass_flops > 0.0 < frozen.pass_seconds
     assert frozen.flops < full.flops
+
+
+def test_energy_is_that_of_the_training_alone(bench, monkeypatch):
+    worked = []
+
+    def metered_by_fake(device):
+        worked.clear()
+        return lambda: 42.0 if worked == ["tune"] else None
+
+    monkeypatch.setattr(trying, "metered", partial(trying.metered, counter_of=metered_by_fake))
+    for name in ("tune", "warm_head", "rows_of", "score"):
+        monkeypatch.setattr(trying, name, noted(getattr(trying, name), name, worked))
+
+    outcome = trying.try_out(bench, asked())
+
+    assert outcome.joules == 42.0
+    assert "score" in worked
+
+
+def noted(work, name, worked):
+    def do(*given, **named):
+        worked.append(name)
+        return work(*given, **named)
+
+    return do
 
 
 @pytest.mark.parametrize(

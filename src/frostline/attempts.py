@@ -53,6 +53,8 @@ class Outcome(Record):
         pass_flops: Counted operations of the frozen part's pass.
         peak_bytes: Of "memory": growth of the process's resident memory over what it had before the network was built.
         state_bytes: Gradients and the optimizer's state.
+        joules: Drawn in these seconds by the device trained on, the share of other programs included; None where no
+            counter of it can be read.
         failure: Why it ended early, or None.
     """
 
@@ -72,6 +74,7 @@ class Outcome(Record):
     pass_flops: float = 0.0
     peak_bytes: int | None = None
     state_bytes: int | None = None
+    joules: float | None = None
     failure: str | None = None
 
     @property

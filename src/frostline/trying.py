@@ -17,6 +17,7 @@ from torch import nn
 
 from frostline.attempts import Attempt, Outcome
 from frostline.data import Rows, Samples, TensorSamples
+from frostline.energy import metered
 from frostline.engines import compiled
 from frostline.errors import BadArgument, FrostlineError, NotARun, RunOfOtherArguments
 from frostline.events import Event, Listener, silent
@@ -337,20 +338,22 @@ def train(bench: Bench, attempt: Attempt, workshop: Path) -> Outcome:
     numbers = drawn(task.train.labels, attempt.samples, seed=spec.seed)
     rows, labels = Chosen(every, numbers), task.train.labels[numbers]
     given = mislabelled(labels, attempt.noise, classes=len(task.classes), seed=spec.seed)
-    trial = tune(
-        parts.live,
-        rows,
-        valid,
-        train_labels=given,
-        valid_labels=task.valid.labels,
-        spec=spec,
-        head=graph.head,
-        warm=warm_head(bench, attempt, site.base, numbers=numbers, labels=given, folder=workshop),
-        save_to=workshop / "trial.safetensors",
-        valid_weights=task.valid_weights,
-        flops_per_sample=live_flops(graph, spec.depth),
-        listener=site.listener,
-    )
+    warm = warm_head(bench, attempt, site.base, numbers=numbers, labels=given, folder=workshop)
+    with metered(next(parts.live.parameters()).device) as energy:
+        trial = tune(
+            parts.live,
+            rows,
+            valid,
+            train_labels=given,
+            valid_labels=task.valid.labels,
+            spec=spec,
+            head=graph.head,
+            warm=warm,
+            save_to=workshop / "trial.safetensors",
+            valid_weights=task.valid_weights,
+            flops_per_sample=live_flops(graph, spec.depth),
+            listener=site.listener,
+        )
     passed = len(numbers) * bench.plan.views + len(task.valid)
     outcome = Outcome(
         attempt=attempt,
@@ -360,6 +363,7 @@ def train(bench: Bench, attempt: Attempt, workshop: Path) -> Outcome:
         pass_seconds=pass_seconds(every) * len(numbers) / len(task.train) + pass_seconds(valid),
         flops=trial.flops,
         pass_flops=graph.frozen_share(spec.depth) * graph.flops * passed,
+        joules=energy.joules,
         failure=trial.failure,
     )
     return outcome if trial.failure else scored(bench, outcome, parts, rows=rows, labels=labels, test=test)

@@ -16,7 +16,7 @@ def setting(fake_evidence):
     return Setting(fake_evidence(), seeds=(1, 2, 3))
 
 
-def judged(setting, *, frozen=100.0, full=(300.0, 306.0, 294.0), pass_seconds=10.0, measure=None):
+def judged(setting, *, frozen=100.0, full=(300.0, 306.0, 294.0), pass_seconds=10.0, measure=None, joules=None):
     """The claim where these seconds were spent: by each seed of the frozen arm, and seed by seed of the other."""
 
     def respond(attempt):
@@ -28,7 +28,7 @@ def judged(setting, *, frozen=100.0, full=(300.0, 306.0, 294.0), pass_seconds=10
             more = {"seconds": frozen, "pass_seconds": pass_seconds, "flops": 1e12, "pass_flops": 2e11}
         else:
             more = {"seconds": full[trial.seed - 1], "flops": 4.8e12}
-        return trained(attempt, 0.9, **more)
+        return trained(attempt, 0.9, joules=joules and joules(trial), **more)
 
     return judge(setting, carried_out(wanted, setting, respond))
 
@@ -134,7 +134,23 @@ def test_facts_tell_bytes_operations_and_parameters(setting):
     assert facts["peak memory"] == "frozen 400 MB, without a store 900 MB, nothing frozen 1.20 GB"
     assert facts["store on disk"] == byte_count(store.store_bytes)
     assert facts["trained parameters"] == f"frozen {scaled(live)}, nothing frozen {scaled(graph.parameters)}"
-    assert facts["energy"] == "not measured"
+
+
+def test_energy_of_both_arms_is_told_where_it_was_read(setting):
+    claim = judged(setting, joules=lambda trial: (400.0 if trial.depth else 1600.0) + 100 * trial.seed)
+
+    assert dict(claim.facts)["energy without the pass"] == "frozen 600 J, nothing frozen 1.80 kJ"
+
+
+@pytest.mark.parametrize(
+    "joules",
+    [None, lambda trial: None if trial.depth else 9.0, lambda trial: 9.0 if trial.seed > 1 else None],
+    ids=["of none", "of one arm", "of some seeds"],
+)
+def test_energy_that_was_not_read_of_every_training_is_not_measured(setting, joules):
+    facts = dict(judged(setting, joules=joules).facts)
+
+    assert facts["energy without the pass"] == "not measured"
 
 
 def test_plot_begins_with_the_pass_and_adds_up(setting):

@@ -112,7 +112,7 @@ def _facts(setting: Setting, arms: Sequence[Sequence[Outcome]], outcomes: Outcom
         ("gradients and optimizer", both(map(_state, (stored, full)))),
         ("peak memory", f"frozen {_peak(stored)}, without a store {_peak(unstored)}, nothing frozen {_peak(full)}"),
         ("store on disk", _bytes(store)),
-        ("energy", UNKNOWN),
+        ("energy without the pass", _energy(arms)),
     )
 
 
@@ -130,6 +130,14 @@ def _state(run: Outcome | None) -> str:
 
 def _bytes(count: int | None) -> str:
     return UNKNOWN if count is None else byte_count(count)
+
+
+def _energy(arms: Sequence[Sequence[Outcome]]) -> str:
+    drawn = [[run.joules for run in arm if run.joules is not None] for arm in arms]
+    # Runs of an earlier call may have had no counter; other runs of one arm than of the other would not compare.
+    if [len(arm) for arm in drawn] != [len(arm) for arm in arms]:
+        return UNKNOWN
+    return both(scaled(_mean(arm), "J") for arm in drawn)
 
 
 def _panel(frozen: Sequence[Outcome], full: Sequence[Outcome]) -> Panel:
