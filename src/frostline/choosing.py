@@ -181,7 +181,7 @@ def _outcome(duels: Sequence[_Duel]) -> str:
         return f"gains nothing measurable{judged}"
     low, high = (100 * pick(difference for difference, _ in differences) for pick in (min, max))
     if low < 0 < high:
-        return f"changes accuracy by {-high:+.1f} to {-low:+.1f} points{judged}"
+        return f"changes accuracy by −{high:.1f} to {-low:+.1f} points{judged}"
     verb, least, most = ("loses", low, high) if high > 0 else ("gains", -high, -low)
     return f"{verb} {f'{least:.1f}–' if f'{least:.1f}' != f'{most:.1f}' else ''}{most:.1f} points{judged}"
 

@@ -77,7 +77,7 @@ def test_lead_of_six_equal_verdicts_is_a_sentence(fake_evidence):
         (claim_of(12.34, 10, 15.2), "12.34 times (10.00 to 15.20)"),
         (claim_of(31.24, 28.1, 34.3, "points"), "31.2 points (28.1 to 34.3)"),
         (claim_of(-1.3, -3.9, 1.4, "points"), "−1.3 points (−3.9 to 1.4)"),
-        (claim_of(1.02, 0.97, 1.07), "1.02 times (.970 to 1.07)"),
+        (claim_of(1.02, 0.97, 1.07), "1.02 times (0.97 to 1.07)"),
         (claim_of(low=None), "2.00 times (3.00 or less)"),
         (claim_of(high=math.inf), "2.00 times (1.50 or more)"),
         (claim_of(value=math.inf, high=None), "without limit times (1.50 or more)"),

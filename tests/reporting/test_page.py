@@ -4,6 +4,7 @@ import math
 
 import pytest
 
+from frostline.amounts import decimal, share
 from frostline.records import Choice
 from frostline.reporting.page import headline, page, run_folder
 
@@ -55,6 +56,23 @@ def test_strip_is_as_wide_as_the_network_and_frozen_up_to_the_choice(fake_eviden
 
     assert sum(float(stage["share"]) for stage in strip) == pytest.approx(1, abs=1e-3)
     assert [stage["state"] for stage in strip].count("frozen") == 5
+
+
+@pytest.mark.parametrize("weights", [(), (3.0, 0.5, 0.5, 0.0) * 100], ids=["alike", "balanced"])
+def test_chosen_depth_is_counted_as_its_rivals_are(fake_evidence, weights):
+    evidence = fake_evidence()
+    (trial,) = (one for one in evidence.trials if one.spec.key == evidence.choice.trial)
+    weighted = trial.model_copy(update={"sample_weights": weights})
+    others = tuple(one for one in evidence.trials if one is not trial)
+
+    told = page(evidence.model_copy(update={"trials": (*others, weighted)}))
+
+    accuracy = weighted.accuracy if weights else evidence.valid.accuracy
+    (row,) = (row for row in told["rivals"] if row["is_chosen"])
+    (curve,) = (row for row in told["depths"] if row["is_chosen"])
+    assert row["loss"] == decimal(weighted.loss) != decimal(evidence.valid.loss)
+    assert row["accuracy"] == curve["valid"]
+    assert row["accuracy"].startswith(f"{share(accuracy)} (")
 
 
 def test_every_trained_depth_is_in_the_table_of_rivals_and_one_is_chosen(fake_evidence):

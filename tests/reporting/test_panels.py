@@ -56,6 +56,26 @@ def test_a_line_has_a_band_and_a_lone_point_a_bar():
     assert bar["error_y"]["arrayminus"] == pytest.approx([0.1])
 
 
+def test_lone_points_at_one_place_stand_beside_each_other_and_name_their_place():
+    line = Series(name="a", x=(2, 22), y=(0.5, 0.6))
+    points = [Series(name=name, x=(2,), y=(0.5,), low=(0.4,), high=(0.7,)) for name in "bcd"]
+
+    _, *drawn = panel_figure(panel_of(line, *points))["data"]
+
+    places = [trace["x"][0] for trace in drawn]
+    assert len({2, *places}) == 4
+    assert all(abs(place - 2) <= 0.5 for place in places)
+    assert all("samples 2<br>" in trace["hovertext"][0] for trace in drawn)
+
+
+def test_a_lone_point_without_another_one_stands_at_its_place():
+    line, point = Series(name="a", x=(2, 22), y=(0.5, 0.6)), Series(name="b", x=(2,), y=(0.5,))
+
+    _, drawn = panel_figure(panel_of(line, point))["data"]
+
+    assert drawn["x"] == [2]
+
+
 def test_a_series_without_intervals_is_one_line():
     assert len(panel_figure(panel_of(Series(name="a", x=(1, 2), y=(3, 4))))["data"]) == 1
 

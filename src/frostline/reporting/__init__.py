@@ -29,7 +29,7 @@ from frostline.reporting.album import album_told
 from frostline.reporting.claimed import claim_figures, claimed
 from frostline.reporting.comparison import Comparison, comparison
 from frostline.reporting.curves import cost_points, depth_curves
-from frostline.reporting.page import page
+from frostline.reporting.page import chosen_score, page
 from frostline.reporting.sides import sides
 from frostline.reporting.summary import summary
 
@@ -185,7 +185,8 @@ def _write(file: Path, text: str) -> Path:
 
 def _figures(evidence: Evidence) -> dict[str, Figure]:
     loss, accuracy = learning_curves(evidence.trials, evidence.choice)
-    curve = depth_curve(evidence.graph, evidence.prior, evidence.plan, choice=evidence.choice, valid=evidence.valid)
+    valid = chosen_score(evidence)
+    curve = depth_curve(evidence.graph, evidence.prior, evidence.plan, choice=evidence.choice, valid=valid)
     mistakes = confusion(evidence.data.classes, evidence.test)
     figures = {"depth": curve, "loss": loss, "accuracy": accuracy, "confusion": mistakes, **claim_figures(evidence)}
     if MOST_WRITTEN < len(evidence.data.classes) <= MOST_DRAWN:

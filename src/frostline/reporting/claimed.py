@@ -5,7 +5,7 @@ import shlex
 from collections import Counter
 from typing import Any, NamedTuple
 
-from frostline.amounts import UNKNOWN, share, visible
+from frostline.amounts import UNKNOWN, visible
 from frostline.exhibits import Claim, ClaimName, Panel, Verdict
 from frostline.plots import Figure
 from frostline.records import Evidence
@@ -38,6 +38,9 @@ _BADGES: dict[Verdict, tuple[str, str]] = {
     "not measured": ("–", "none"),
 }
 """Sign and kind of each verdict's badge."""
+
+_MOST_NARROW = 3
+"""Lines up to which a plot has room for its legend where two plots stand side by side."""
 
 _COUNTED: dict[Verdict, tuple[str, str]] = {
     "holds": ("holds", "hold"),
@@ -146,7 +149,8 @@ def _spread(claim: Claim) -> str:
 def _amount(claim: Claim, value: float) -> str:
     if math.isinf(value):
         return "without limit"
-    return (f"{value:.1f}" if claim.unit == "points" else share(value)).replace("-", "−")
+    # As the sentence writes it, which stands below.
+    return (f"{value:.1f}" if claim.unit == "points" else f"{value:.2f}").replace("-", "−")
 
 
 def _lead(found: tuple[Claim, ...]) -> str:
@@ -192,6 +196,7 @@ def _panel(claim: Claim, place: int) -> Row:
         "said": _said(panel),
         "x_name": visible(panel.x_name),
         "y_name": visible(panel.y_name),
+        "is_wide": len(panel.series) > _MOST_NARROW,
         "has_intervals": any(series.low and series.high for series in panel.series),
         "rows": tuple(
             {"series": visible(series.name), "x": position(x), "y": y}

@@ -8,6 +8,7 @@ from frostline.amounts import axis_share, even_ticks, interval, label, share
 from frostline.plots import Figure, axis_title, blank_layout
 from frostline.records import Evidence, Vote
 from frostline.reporting.comparison import ComparedRun
+from frostline.reporting.page import chosen_score
 
 _DASHES = ("solid", "dash", "dashdot", "longdash")
 """One for each test part, in turn, so that runs on different data look different."""
@@ -57,7 +58,8 @@ def depth_curves(runs: Sequence[ComparedRun], evidence: Sequence[Evidence]) -> F
     title = "number of frozen stages" if axis.is_shared else "share of the network's work that is frozen"
     layout["xaxis"] |= span | {"title": axis_title(title), "showgrid": False}
     seen = [vote.accuracy for one in evidence for vote in one.prior.votes]
-    seen += [bound for one in evidence for bound in (one.valid.low, one.valid.high)]
+    chosen = [chosen_score(one) for one in evidence]
+    seen += [bound for one in chosen for bound in (one.low, one.high)]
     seen += [bound for one in evidence for rival in one.choice.rivals for bound in (rival.low, rival.high)]
     layout["yaxis"] |= _accuracies(seen) | {"title": axis_title("accuracy")}
     return {"data": data, "layout": layout}
@@ -126,7 +128,7 @@ def _probe(run: ComparedRun, evidence: Evidence, color: str, axis: _Axis) -> Fig
 def _trained(run: ComparedRun, evidence: Evidence, color: str, axis: _Axis, aside: float) -> Figure:
     choice = evidence.choice
     points: list[tuple[int, str, Any]] = [(rival.depth, rival.stage_name, rival) for rival in choice.rivals]
-    points = sorted([*points, (choice.depth, choice.stage_name, evidence.valid)], key=lambda point: point[0])
+    points = sorted([*points, (choice.depth, choice.stage_name, chosen_score(evidence))], key=lambda point: point[0])
     is_chosen = [depth == choice.depth for depth, _, _ in points]
     return {
         "x": [axis.at(evidence, depth) + aside for depth, _, _ in points],

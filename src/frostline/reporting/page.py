@@ -8,9 +8,10 @@ from pathlib import PurePath
 from typing import Any
 
 from frostline.amounts import byte_count, decimal, duration, interval, rate, scaled, share, visible
+from frostline.comparing import accuracy_interval
 from frostline.cost import wilson
 from frostline.plots import chain_names, chains
-from frostline.records import Choice, Evidence, Rival, Stage, Trial
+from frostline.records import Choice, Evidence, Rival, Score, Stage, Trial
 
 Row = dict[str, Any]
 
@@ -36,6 +37,7 @@ def page(evidence: Evidence) -> Row:
         "evidence": evidence,
         "choice": choice,
         "headline": headline(choice),
+        "lead": lead(choice),
         "when": when(evidence.created),
         "cards": cards(evidence),
         "strip": strip(evidence),
@@ -72,6 +74,19 @@ def headline(choice: Choice) -> str:
         return f"Freeze everything but the head: all {total} stages before it."
     many = f"the first {choice.depth} of {total} stages" if choice.depth > 1 else f"the first of {total} stages"
     return f"Freeze {many}, up to {visible(choice.stage_name)}."
+
+
+def lead(choice: Choice) -> str:
+    """Give the reason without its opening, which the headline above it has said.
+
+    Example:
+        >>> lead(
+        ...     Choice(depth=2, stage_name="b", max_depth=4, trial="", rule="", reason="Freeze 2 of 4 stages: it pays.")
+        ... )
+        'It pays.'
+    """
+    opening, _, rest = choice.reason.partition(": ")
+    return f"{rest[0].upper()}{rest[1:]}" if rest else opening
 
 
 def when(created: str) -> str:
@@ -140,10 +155,27 @@ def strip(evidence: Evidence) -> tuple[Row, ...]:
     )
 
 
+def chosen_score(evidence: Evidence) -> Score:
+    """The validation score of the chosen depth, counted as its rivals' are, so that they stand in one column.
+
+    The loss is the one after the best temperature, and where every class counts alike, so it does in the accuracy.
+    """
+    valid, trial = evidence.valid, _chosen_trial(evidence)
+    if trial is None or trial.failure or not trial.losses:
+        return valid
+    if not trial.sample_weights:
+        return valid.model_copy(update={"loss": trial.loss})
+    low, high = accuracy_interval(trial)
+    return valid.model_copy(update={"loss": trial.loss, "accuracy": trial.accuracy, "low": low, "high": high})
+
+
+def _chosen_trial(evidence: Evidence) -> Trial | None:
+    return next((trial for trial in evidence.trials if trial.spec.key == evidence.choice.trial), None)
+
+
 def rivals(evidence: Evidence) -> tuple[Row, ...]:
     """The chosen depth and every other depth that was trained, shallowest first."""
-    choice, valid = evidence.choice, evidence.valid
-    chosen = next((trial for trial in evidence.trials if trial.spec.key == choice.trial), None)
+    choice, valid, chosen = evidence.choice, chosen_score(evidence), _chosen_trial(evidence)
     rows = [
         (
             choice.depth,
@@ -215,7 +247,7 @@ def depths(evidence: Evidence) -> tuple[Row, ...]:
     """The depth curve as a table: probe, trained accuracy and predicted cost of every depth."""
     choice = evidence.choice
     votes = {vote.depth: vote for vote in evidence.prior.votes}
-    trained: dict[int, Any] = {rival.depth: rival for rival in choice.rivals} | {choice.depth: evidence.valid}
+    trained: dict[int, Any] = {rival.depth: rival for rival in choice.rivals} | {choice.depth: chosen_score(evidence)}
     forecasts = {forecast.depth: forecast for forecast in evidence.plan.forecasts}
     rows = []
     for depth in sorted({*votes, *trained, *forecasts}):
@@ -495,7 +527,7 @@ def _preprocessing(evidence: Evidence) -> list[tuple[str, str]]:
 
 def said(evidence: Evidence) -> Row:
     """What each plot shows, for those who cannot see it."""
-    choice, valid, test = evidence.choice, evidence.valid, evidence.test
+    choice, valid, test = evidence.choice, chosen_score(evidence), evidence.test
     votes = evidence.prior.votes
     probe = ""
     if votes:

@@ -13,6 +13,8 @@ _MOST_TICKS = 6
 """Positions up to which each has a tick on a logarithmic axis."""
 _WIDEST = 36
 """Letters in a line of a legend, which plotly would cut off on a phone."""
+_ASIDE = 0.015
+"""Share of the axis by which a lone point is moved aside from another one at the same place."""
 
 
 def panel_figure(panel: Panel) -> Figure:
@@ -82,7 +84,7 @@ def _traces(panel: Panel, series: Series, place: int) -> list[Figure]:
     color = f"@series-{place % 8}"
     name = "<br>".join(map(label, textwrap.wrap(visible(series.name), _WIDEST)))
     line = {
-        "x": list(series.x),
+        "x": [x + _aside(panel, series) for x in series.x],
         "y": [y if math.isfinite(y) else None for y in series.y],
         "mode": "lines+markers",
         "line": {"color": color, "width": 2},
@@ -98,6 +100,18 @@ def _traces(panel: Panel, series: Series, place: int) -> list[Figure]:
     if not (series.low and series.high):
         return [line]
     return [line | {"error_y": _bars(series, color)}] if len(series.x) == 1 else [_band(series, color, place), line]
+
+
+def _aside(panel: Panel, series: Series) -> float:
+    """How far a lone point stands from its place, so that its interval does not cover that of another lone one."""
+    lone = [one for one in panel.series if len(one.x) == 1 and one.x == series.x]
+    if len(series.x) != 1 or len(lone) == 1 or panel.is_log:
+        return 0.0
+    seen = [x for one in panel.series for x in one.x]
+    rank = lone.index(series)
+    # A line may pass in the middle; beyond a quarter of a step a point would belong to its neighbour.
+    step = min(0.25, _ASIDE * (max(seen) - min(seen)))
+    return step * (rank // 2 + 1) * (-1 if rank % 2 else 1)
 
 
 def _bars(series: Series, color: str) -> Figure:

@@ -5,10 +5,10 @@ from collections.abc import Callable, Sequence
 from itertools import groupby
 
 from frostline.amounts import duration, interval, scaled, share, visible
-from frostline.records import Evidence
+from frostline.records import Evidence, Score
 from frostline.reporting.comparison import UNDECIDED, ComparedRun, Comparison, Difference
 from frostline.reporting.curves import color_of
-from frostline.reporting.page import Row, strip, when
+from frostline.reporting.page import Row, chosen_score, strip, when
 
 
 def sides(comparison: Comparison, evidence: Sequence[Evidence]) -> Row:
@@ -141,7 +141,7 @@ def figures(comparison: Comparison, evidence: Sequence[Evidence]) -> tuple[Row, 
         ("Choice", lambda run, one: run.choice),
         ("Frozen stages", lambda run, one: f"{run.depth} of {run.max_depth}"),
         ("Test accuracy", lambda run, one: interval(run.accuracy, run.low, run.high)),
-        ("Validation accuracy", lambda run, one: interval(one.valid.accuracy, one.valid.low, one.valid.high)),
+        ("Validation accuracy", lambda run, one: _validation(chosen_score(one))),
         ("Cost by seconds, full fine-tunes", lambda run, one: share(run.share_seconds)),
         ("Cost by operations, full fine-tunes", lambda run, one: share(run.share_flops)),
         ("Seconds", lambda run, one: duration(run.seconds)),
@@ -161,6 +161,10 @@ def figures(comparison: Comparison, evidence: Sequence[Evidence]) -> tuple[Row, 
         values = tuple(tell(run, one) for run, one in pairs)
         rows.append({"name": name, "values": values, "is_same": len(set(values)) == 1})
     return tuple(rows)
+
+
+def _validation(score: Score) -> str:
+    return interval(score.accuracy, score.low, score.high)
 
 
 def _tried(evidence: Evidence) -> str:

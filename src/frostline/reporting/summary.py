@@ -6,7 +6,7 @@ from frostline.amounts import axis_share, byte_count, interval, scaled, share, v
 from frostline.exhibits import CLAIMS
 from frostline.records import Evidence
 from frostline.reporting.claimed import measured, number, title
-from frostline.reporting.page import depths, headline, usage
+from frostline.reporting.page import chosen_score, depths, headline, usage
 
 _WIDTH = 20
 """Letters of the longest bar."""
@@ -70,7 +70,7 @@ def curve(evidence: Evidence) -> tuple[str, ...]:
     A depth that was trained has a full bar of its validation accuracy, another one a hollow bar of its probe.
     """
     trained = {rival.depth: rival.accuracy for rival in evidence.choice.rivals}
-    trained[evidence.choice.depth] = evidence.valid.accuracy
+    trained[evidence.choice.depth] = chosen_score(evidence).accuracy
     probed = {vote.depth: vote.accuracy for vote in evidence.prior.votes}
     rows = [row for row in depths(evidence) if row["depth"] in trained or row["depth"] in probed]
     floor = min([*trained.values(), *probed.values()]) // 0.1 / 10
