@@ -1,8 +1,9 @@
 """Take the pictures of the pages from a run's report, in Debian's chromium through Playwright.
 
-    python docs/pictures/take.py RUN [--out FOLDER]
+    python docs/pictures/take.py RUN [--out FOLDER] [--only report claims ...]
 
-Writes the first screen on a desk and on a phone, light and dark, what freezing brings, and what each stage sees.
+Writes the first screen on a desk and on a phone, light and dark, what freezing brings, the card of each claim, and what
+each stage sees. What the report of the run does not hold is left out.
 """
 
 import argparse
@@ -15,6 +16,8 @@ from typing import Any
 
 from PIL import Image
 from playwright.sync_api import Browser, Page, sync_playwright
+
+from frostline.exhibits import CLAIMS
 
 FLAGS = [
     "--headless",
@@ -72,10 +75,12 @@ def first_screen(page: Page) -> bytes:
     return page.screenshot()
 
 
-def section(name: str, ends: str) -> Callable[[Page], bytes]:
+def section(name: str, ends: str) -> Callable[[Page], bytes | None]:
     """A section of the page, down to the last of its parts that fits."""
 
-    def take(page: Page) -> bytes:
+    def take(page: Page) -> bytes | None:
+        if not page.locator(name).count():
+            return None
         # A header that stays at the top of the window would lie in the middle of a tall picture.
         page.add_style_tag(content=".top { position: static; }")
         clip: Any = page.evaluate(PLACE, [name, ends, TALLEST])
@@ -84,7 +89,7 @@ def section(name: str, ends: str) -> Callable[[Page], bytes]:
     return take
 
 
-PICTURES: dict[str, tuple[tuple[int, int], str, Callable[[Page], bytes]]] = {
+PICTURES: dict[str, tuple[tuple[int, int], str, Callable[[Page], bytes | None]]] = {
     "report": (DESK, "light", first_screen),
     "report-dark": (DESK, "dark", first_screen),
     "report-phone": (PHONE, "light", first_screen),
@@ -92,6 +97,7 @@ PICTURES: dict[str, tuple[tuple[int, int], str, Callable[[Page], bytes]]] = {
     "claims": (DESK, "light", section("#claims", "#claims > .panel")),
     "sights": (DESK, "light", section("#sights", "#sights .filters, #sights .sight")),
 }
+PICTURES |= {f"claim-{name}": (DESK, "light", section(f"#claim-{name}", f"#claim-{name}")) for name in CLAIMS}
 
 
 def shrunk(taken: bytes) -> bytes:
@@ -110,17 +116,21 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", type=Path)
     parser.add_argument("--out", type=Path, default=Path(__file__).parent)
+    parser.add_argument("--only", nargs="+", choices=PICTURES, default=list(PICTURES))
     options = parser.parse_args()
     chromium = shutil.which("chromium")
     if chromium is None:
         parser.error("chromium is not installed; `apt-get install chromium` brings it")
     with sync_playwright() as driver:
         browser = driver.chromium.launch(executable_path=chromium, args=FLAGS)
-        for name, (size, scheme, take) in PICTURES.items():
+        for name in options.only:
+            size, scheme, take = PICTURES[name]
             with opened(browser, options.run / "report.html", size, scheme) as page:
-                content = shrunk(take(page))
-            (options.out / f"{name}.png").write_bytes(content)
-            print(f"{name}.png  {len(content):,} bytes")
+                taken = take(page)
+            if taken is not None:
+                content = shrunk(taken)
+                (options.out / f"{name}.png").write_bytes(content)
+                print(f"{name}.png  {len(content):,} bytes")
         browser.close()
 
 

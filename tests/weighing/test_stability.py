@@ -72,6 +72,7 @@ def test_lower_rate_that_is_as_steady_refutes(setting):
 
     assert claim.verdict != "holds"
     assert claim.value == pytest.approx(1.0)
+    assert "with nothing frozen at a third of the rate by" in claim.sentence
     assert "freezing is compared with it" in claim.control
 
 

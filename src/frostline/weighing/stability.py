@@ -167,7 +167,7 @@ def _by_lost(setting: Setting, frozen: _Arm, rival: _Arm, verdict: Verdict) -> C
     }
     sentence = (
         f"{setting.place}, {frozen.lost} of {len(frozen.runs)} trainings failed or ended no better than guessing; "
-        f"with nothing frozen {rival.lost} of {len(rival.runs)}. {said[verdict]}{setting.note}"
+        f"with {rival.name} {rival.lost} of {len(rival.runs)}. {said[verdict]}{setting.note}"
     )
     return Claim(name="stability", verdict=verdict, sentence=sentence)
 
@@ -185,8 +185,8 @@ def _by_spread(setting: Setting, frozen: _Arm, rival: _Arm) -> Claim:
         "not decided": f"With {len(rival.kept)} seeds that may be chance{_outlook(ratio.value)}.",
     }
     sentence = (
-        f"{setting.place}, the accuracy scatters by {frozen.spread:.2f} points from seed to seed; with nothing "
-        f"frozen by {rival.spread:.2f}, that is {times_text(ratio)} as much. {said[verdict]}{setting.note}"
+        f"{setting.place}, the accuracy scatters by {frozen.spread:.2f} points from seed to seed; with {rival.name} "
+        f"by {rival.spread:.2f}, that is {times_text(ratio)} as much. {said[verdict]}{setting.note}"
     )
     return Claim(
         name="stability",
