@@ -161,9 +161,11 @@ def test_a_stored_row_equals_the_recomputed_row(tmp_path_factory, kind, n, batch
 
     for place, row in enumerate(rows):
         alone = frozen(*(filled(tensor, batch) for tensor in samples.read([row])))
+        # Some processors' kernels round the last rows of a matrix otherwise than the first: the same place in a batch.
+        lane = row % batch
         for wire, stored, computed in zip(frozen.wires, kept, alone, strict=True):
             mine = stored.narrow(wire.batch_axis, place * wire.factor, wire.factor)
-            assert torch.equal(mine, computed.narrow(wire.batch_axis, 0, wire.factor))
+            assert torch.equal(mine, computed.narrow(wire.batch_axis, lane * wire.factor, wire.factor))
 
 
 @given(rows=st.lists(st.integers(0, 9), max_size=12), view=st.integers(0, 2))

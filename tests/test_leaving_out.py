@@ -58,14 +58,15 @@ def test_balancing_weights_are_one_in_the_mean_and_sum_alike_over_classes(labels
 
 
 def clear_scores(classes, samples, seed=0):
-    """Scores that name every class rightly and surely, and the labels."""
+    """Scores that name every class rightly and surely, each alike, and the labels."""
     labels = torch.arange(samples) % classes
     noise = torch.randn(samples, classes, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-    return torch.nn.functional.one_hot(labels, classes) + 0.1 * noise, labels
+    return torch.nn.functional.one_hot(labels, classes) + 0.02 * noise, labels
 
 
 @settings(max_examples=25, deadline=None)
-@given(st.integers(2, 8), st.sets(st.integers(0, 199), max_size=8), st.integers(1, 3), st.integers(0, 9))
+# Of 200 labels: were more wrong than one in twenty, nothing could be said with a probability of .95.
+@given(st.integers(2, 8), st.sets(st.integers(0, 199), max_size=4), st.integers(1, 3), st.integers(0, 9))
 def test_wrong_labels_among_clear_ones_are_in_doubt_and_no_others(classes, wrong, fits, seed):
     predictions, labels = zip(*(clear_scores(classes, 200, seed + fit) for fit in range(fits)), strict=True)
     true = labels[0]
