@@ -1,4 +1,4 @@
-"""Made-up exhibits: the six claims with every verdict, and an album of drawn pictures."""
+"""Made-up exhibits: the six claims with every verdict, and albums of drawn pictures, of texts and of sounds."""
 
 import base64
 import io
@@ -210,4 +210,42 @@ def differing(seed, label, image, *, confidence):
         prediction=f"not {label}",
         confidence=confidence,
         image=image,
+    )
+
+
+def texts_of(word="card", *, label="lost card", stages=3, name="layer"):
+    """Texts of twelve tokens in which `word` is marked; it and `label` stand in for every one of the user's own."""
+
+    def crop(seed):
+        words = ("how", "do", "I", word, "##ing", " the", "Ġway")
+        return Crop(sample=seed, label=label, strength=1 / (1 + seed % 4), start=seed % 3, words=words, marked=3)
+
+    return _sequences_of(crop, stages, name, kind="text", whole=12, sides=(1, 3, 12))
+
+
+def sounds_of(label="seven", *, stages=3, name="layer"):
+    """Sounds of 8,000 values."""
+
+    def crop(seed):
+        return Crop(sample=seed, label=label, image=picture(seed), strength=1 / (1 + seed % 4), start=1000 * (seed % 4))
+
+    return _sequences_of(crop, stages, name, kind="sound", whole=8000, sides=(80, 2500, 8000))
+
+
+def _sequences_of(crop, stages, name, *, kind, whole, sides):
+    return Album(
+        sights=tuple(
+            Sight(
+                stage=stage,
+                name=f"{name}.{stage}",
+                side=sides[min(stage, 2)],
+                channels=tuple(
+                    Channel(index=5 * k, crops=tuple(crop(stage * 12 + k * 4 + at) for at in range(4)))
+                    for k in range(3)
+                ),
+                kind=kind,
+                whole=(whole,),
+            )
+            for stage in range(stages)
+        )
     )

@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from exhibited import album_of, six_claims
+from exhibited import album_of, six_claims, texts_of
 
 from frostline.files import write_record
 from frostline.reporting import compare, render
@@ -54,6 +54,13 @@ def report(fake_evidence, tmp_path_factory):
     evidence = fake_evidence(CLASSES).model_copy(update={"claims": six_claims(SCRIPT)})
     album = album_of(CLASSES[1], name=SCRIPT)
     return render(evidence, tmp_path_factory.mktemp("report") / "report.html", album=album)
+
+
+@pytest.fixture(scope="module")
+def report_of_texts(fake_evidence, tmp_path_factory):
+    """Tokens of every length, all of them hostile."""
+    album = texts_of("</mark><img src=x onerror=alert(4)>" + 90 * "-", label=CLASSES[1], name=SCRIPT)
+    return render(fake_evidence(CLASSES), tmp_path_factory.mktemp("report") / "texts.html", album=album)
 
 
 @pytest.fixture(scope="module")
@@ -186,7 +193,7 @@ def test_headings_tell_the_story_in_order(browser, report):
 
 
 @pytest.mark.parametrize("width", [320, 390, 768, 1280])
-@pytest.mark.parametrize("file", ["report", "report_of_many", "comparison"])
+@pytest.mark.parametrize("file", ["report", "report_of_texts", "report_of_many", "comparison"])
 def test_page_never_scrolls_sideways(browser, file, width, request):
     with opened(browser, request.getfixturevalue(file), width=width, height=844) as page:
         page.evaluate("document.querySelectorAll('details').forEach((fold) => { fold.open = true; })")
@@ -237,6 +244,16 @@ def test_every_picture_is_decoded_and_large_enough_to_be_looked_at(browser, repo
         assert len(pictures) == 32 + 18 * 3 * 4 + 12
         assert all(width > 0 for width, _, _ in pictures)
         assert min(side for _, *sides in pictures for side in sides) >= 48
+        assert page.trouble == []
+
+
+def test_a_token_named_like_an_element_is_marked_as_text(browser, report_of_texts):
+    with opened(browser, report_of_texts) as page:
+        marks = page.locator("#sights mark")
+
+        assert marks.count() == 3 * 3 * 4
+        assert marks.first.inner_text() == "</mark><img␣src=x␣onerror=alert(4)>" + 90 * "-"
+        assert page.locator("#sights img").count() == 0
         assert page.trouble == []
 
 
@@ -323,7 +340,7 @@ def test_keyboard_opens_a_fold_and_goes_on_inside_it(browser, report):
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("width", [390, 1280])
-@pytest.mark.parametrize("file", ["report", "comparison"])
+@pytest.mark.parametrize("file", ["report", "report_of_texts", "comparison"])
 def test_axe_finds_no_violation(browser, axe, file, width, scheme, request):
     with opened(browser, request.getfixturevalue(file), width=width, color_scheme=scheme) as page:
         page.evaluate("document.querySelectorAll('details').forEach((fold) => { fold.open = true; })")

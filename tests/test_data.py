@@ -72,6 +72,46 @@ def test_tensors_with_gradients_are_read_without():
     assert not part.read([0])[0].requires_grad
 
 
+TEXTS = torch.tensor([[2, 1, 0], [1, 3, 0]])
+
+
+@pytest.mark.parametrize(
+    "words", [["[PAD]", "my", "card"], ("[PAD]", "my", "card"), {0: "[PAD]", 1: "my", 2: "card", 3: "3"}.__getitem__]
+)
+def test_a_token_is_called_what_the_vocabulary_says(words):
+    part = fl.TensorSamples(TEXTS, torch.tensor([0, 1]), words=words)
+
+    assert part.words([2, 1, 0, 3]) == ("card", "my", "[PAD]", "3")
+
+
+def test_letters_can_be_the_vocabulary_in_one_string():
+    assert fl.TensorSamples(TEXTS, torch.tensor([0, 1]), words="_abc").words([1, 3]) == ("a", "c")
+
+
+def test_tokens_without_words_are_called_by_their_numbers():
+    assert fl.TensorSamples(TEXTS, torch.tensor([0, 1])).words([2, 0]) == ("2", "0")
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        ({"card": 2}, "words is a dict"),
+        (7, "words is a int"),
+        ([0, 1, 2], "words gives a int for the token 2"),
+        (lambda token: None, "words gives a NoneType for the token 2"),
+    ],
+)
+def test_what_is_no_vocabulary_is_refused(words, says):
+    with pytest.raises(BadArgument, match=says):
+        fl.TensorSamples(TEXTS, torch.tensor([0, 1]), words=words)
+
+
+def test_a_vocabulary_changes_nothing_that_is_computed():
+    plain, worded = (fl.TensorSamples(TEXTS, torch.tensor([0, 1]), words=words) for words in (None, "_abc"))
+
+    assert (plain.digests, plain.preparation) == (worded.digests, worded.preparation)
+
+
 @pytest.mark.parametrize(
     "labels",
     [torch.zeros(3), torch.zeros(3, 1, dtype=torch.long), torch.zeros(2, dtype=torch.long), torch.tensor([0, -1, 1])],

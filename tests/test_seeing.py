@@ -1,4 +1,4 @@
-"""Pictures to look at."""
+"""Samples to look at."""
 
 import base64
 import io
@@ -441,11 +441,348 @@ def test_samples_from_memory_have_no_file():
     assert {one.file for one in album.mistakes} == {""}
 
 
-# --- what is no picture -----------------------------------------------------------------------
+# --- spectrograms that are pictures, and other pictures that are no squares ---------------------
 
 
-@pytest.mark.parametrize("name", ["chain", "residual", "padded_tokens", "several_inputs"])
-def test_what_is_no_picture_gives_an_empty_album(name):
+@pytest.mark.parametrize(("height", "width"), [(20, 50), (50, 20)])
+def test_pictures_that_are_no_squares_are_cut_where_the_channel_answered(height, width):
+    draw = np.random.default_rng(0)
+    x = 0.1 * noise(12, 1, height, width)
+    places = draw.integers(2, (height - 2, width - 2), (12, 2))
+    for picture, (row, column) in zip(x, places, strict=True):
+        picture[0, row, column] = 5 + row / height
+    net = nn.Sequential(nn.Conv2d(1, 2, 5, padding=2), nn.Conv2d(2, 2, 3), nn.Flatten(), nn.LazyLinear(3))
+    nn.init.ones_(net[0].weight)
+    net(x)
+
+    first = album_of(net, TensorSamples(x, torch.arange(12) % 3)).sights[0]
+
+    assert (first.side, first.whole) == (5, (height, width))
+    for channel in first.channels:
+        for crop in channel.crops:
+            assert pixels_of(crop.image).shape == (5, 5)
+            assert pixels_of(crop.image).max() > 150
+
+
+def test_a_stage_that_sees_all_of_a_wide_picture_shows_all_of_it():
+    net = nn.Sequential(nn.Conv2d(1, 2, 3), nn.AdaptiveMaxPool2d(1), nn.Flatten(), nn.Linear(2, 3))
+    nn.init.ones_(net[0].weight)
+
+    (sight,) = album_of(net, tensors_of(12, 1, 20, 50)).sights
+
+    assert (sight.side, sight.whole) == (50, (20, 50))
+    assert {opened(crop.image).size for channel in sight.channels for crop in channel.crops} == {(50, 20)}
+
+
+# --- texts ------------------------------------------------------------------------------------
+
+WORDS = ("the", "a", "my", "is", "lost", "where", "how", "card", "late", "stolen", "[PAD]")
+CARD, PAD = WORDS.index("card"), WORDS.index("[PAD]")
+
+
+def texts(count=24, length=6):
+    """Texts of three tokens or more, padded; every other one holds CARD, neither as its first nor its last token."""
+    draws = torch.Generator().manual_seed(0)
+    ids = torch.randint(0, CARD, (count, length), generator=draws)
+    lengths = torch.randint(3, length + 1, (count, 1), generator=draws)
+    places = 1 + (torch.rand(count, generator=draws) * (lengths[:, 0] - 2)).long()
+    is_padding = torch.arange(length) >= lengths
+    ids[::2].scatter_(1, places[::2, None], CARD)
+    return torch.where(is_padding, PAD, ids), is_padding
+
+
+def planted_words(model):
+    """Channel 0 of its embedding answers to CARD alone, but for PAD, to which it answers more."""
+    with torch.no_grad():
+        model.words.weight[:, 0] = 0.0
+        model.words.weight[CARD, 0] = 5.0
+        model.words.weight[PAD, 0] = 9.0
+    return model
+
+
+class Attending(nn.Module):
+    """The network of padded tokens, told what is no padding, as transformers are, and given a type for each token."""
+
+    def __init__(self):
+        super().__init__()
+        self.body = specimen("padded_tokens").model
+        self.types = nn.Embedding(2, 3)
+
+    @property
+    def words(self):
+        return self.body.words
+
+    def forward(self, attention_mask, ids, token_types):
+        return self.body(ids, attention_mask == 0) + self.types(token_types).mean(dim=1)
+
+
+class Convolving(nn.Module):
+    """A convolution over three tokens and the greatest answer of each channel; there are as many channels as tokens."""
+
+    def __init__(self, padding, padding_idx=None):
+        super().__init__()
+        self.words = nn.Embedding(len(WORDS), 8, padding_idx=padding_idx)
+        self.layer = nn.Conv1d(8, 8, 3, padding=padding)
+        self.head = nn.Linear(8, 3)
+        nn.init.constant_(self.layer.weight, 0.1)
+        with torch.no_grad():
+            self.layer.weight[0] = 0.0
+            self.layer.weight[0, 0, 1] = 1.0
+            self.layer.bias.zero_()
+
+    def forward(self, ids):
+        return self.head(self.layer(self.words(ids).transpose(1, 2)).amax(dim=2))
+
+
+def marked(sight, index):
+    (channel,) = (channel for channel in sight.channels if channel.index == index)
+    return [crop.words[crop.marked] for crop in channel.crops]
+
+
+def all_words(album):
+    return {
+        word for sight in album.sights for channel in sight.channels for crop in channel.crops for word in crop.words
+    }
+
+
+def text_album(net, *inputs):
+    return album_of(net, TensorSamples(inputs, torch.arange(len(inputs[0])) % 3, words=WORDS))
+
+
+def told_masks():
+    ids, is_padding = texts()
+    types = (torch.arange(6) % 2).expand_as(ids).contiguous()
+    return {
+        "of padding": (planted_words(specimen("padded_tokens").model), (ids, is_padding)),
+        "of tokens": (planted_words(Attending()), ((~is_padding).long(), ids, types)),
+        "declared": (planted_words(Convolving(1, padding_idx=PAD)), (ids,)),
+        "seen in the texts": (planted_words(Convolving(1)), (ids,)),
+    }
+
+
+@pytest.mark.parametrize("mask", ["of padding", "of tokens", "declared", "seen in the texts"])
+def test_a_channel_that_answers_to_one_token_shows_that_token_and_never_padding(mask):
+    net, inputs = told_masks()[mask]
+
+    album = text_album(net, *inputs)
+
+    assert {sight.kind for sight in album.sights} == {"text"}
+    assert marked(album.sights[0], 0) == ["card"] * 4
+    assert "[PAD]" not in all_words(album)
+
+
+def test_each_token_is_shown_among_its_neighbours_in_a_text_of_its_own():
+    ids, is_padding = texts()
+    net = planted_words(specimen("padded_tokens").model)
+
+    sight = text_album(net, ids, is_padding).sights[0]
+
+    crops = next(channel.crops for channel in sight.channels if channel.index == 0)
+    assert len({crop.sample for crop in crops}) == 4
+    for crop in crops:
+        text = [WORDS[token] for token in ids[crop.sample].tolist() if token != PAD]
+        place = text.index("card")
+        assert crop.words == tuple(text[max(0, place - 3) : place + 4])
+        assert (crop.start, crop.marked) == (max(0, place - 3), min(3, place))
+        assert crop.label == ("cat", "dog", "cow")[crop.sample % 3]
+
+
+@pytest.mark.parametrize("padding", [0, 1])
+def test_the_token_of_a_convolution_is_the_middle_one_of_the_three_that_it_sees(padding):
+    ids, _ = texts(length=8)
+    ids = nn.functional.pad(ids, (0, 4), value=PAD)
+    net = planted_words(Convolving(padding))
+
+    first, second = text_album(net, ids).sights[:2]
+
+    assert (first.side, second.side) == (1, 3)
+    assert marked(second, 0) == ["card"] * 4
+
+
+def test_attention_sees_more_than_its_own_token():
+    ids, is_padding = texts()
+    net = specimen("padded_tokens").model
+
+    sights = text_album(net, ids, is_padding).sights
+
+    assert sights[0].side == 1
+    assert sights[-1].side > 1
+    assert {sight.whole for sight in sights} == {(6,)}
+
+
+def test_tokens_without_words_are_shown_as_their_numbers():
+    ids, is_padding = texts()
+    net = planted_words(specimen("padded_tokens").model)
+
+    album = album_of(net, TensorSamples((ids, is_padding), torch.arange(24) % 3))
+
+    assert marked(album.sights[0], 0) == [str(CARD)] * 4
+
+
+def test_samples_that_offer_no_words_are_shown_as_numbers():
+    class Plain:
+        """What `Samples` asks for and nothing more."""
+
+        def __init__(self, samples):
+            self.read, self.labels, self.digests = samples.read, samples.labels, samples.digests
+
+        def __len__(self):
+            return len(self.labels)
+
+    ids, is_padding = texts()
+    net = planted_words(specimen("padded_tokens").model)
+    samples = TensorSamples((ids, is_padding), torch.arange(24) % 3, words=WORDS)
+    found = score(outputs_of(net, samples), samples.labels)
+
+    album = see(
+        net, trace(net, (ids[:4], is_padding[:4])), Plain(samples), test=samples, score=found, classes=("a", "b", "c")
+    )
+
+    assert marked(album.sights[0], 0) == [str(CARD)] * 4
+
+
+def test_a_word_of_any_length_leaves_room_for_others():
+    ids, is_padding = texts()
+    net = planted_words(specimen("padded_tokens").model)
+    samples = TensorSamples((ids, is_padding), torch.arange(24) % 3, words=lambda token: "ha" * 1000)
+
+    words = all_words(album_of(net, samples))
+
+    assert words == {"ha" * 19 + "h…"}
+
+
+def test_looking_at_texts_leaves_the_network_as_it_was():
+    ids, is_padding = texts()
+    net = specimen("padded_tokens").model.train()
+    before = snapshot(net)
+
+    text_album(net, ids, is_padding)
+
+    assert snapshot(net) == before
+    assert all(parameter.grad is None for parameter in net.parameters())
+
+
+# --- sounds -----------------------------------------------------------------------------------
+
+PITCHES = (0.06, 0.17, 0.31)
+"""Cycles in one value."""
+
+
+def sounds(count=24, length=1000, burst=150):
+    """Quiet noise with a burst of the class's tone somewhere, and where it begins."""
+    draws = torch.Generator().manual_seed(0)
+    x = 0.05 * torch.randn(count, length, generator=draws)
+    starts = torch.randint(0, length - burst, (count,), generator=draws)
+    for row, start in enumerate(starts.tolist()):
+        x[row, start : start + burst] += torch.sin(2 * torch.pi * PITCHES[row % 3] * torch.arange(burst))
+    return x, starts
+
+
+class Hearing(nn.Module):
+    """Channel k of each stage answers to the tone of class k."""
+
+    def __init__(self, is_flat):
+        super().__init__()
+        self.is_flat = is_flat
+        self.first = nn.Conv1d(1, 3, 60, stride=5, bias=False)
+        self.second = nn.Conv1d(3, 3, 9, stride=2, bias=False)
+        self.pooled, self.head = nn.Linear(3, 4), nn.Linear(4, 3)
+        phases = 2 * torch.pi * torch.tensor(PITCHES)[:, None] * torch.arange(60)
+        with torch.no_grad():
+            self.first.weight[:, 0] = torch.cos(phases)
+            self.second.weight[:] = torch.eye(3)[:, :, None] / 9
+
+    def forward(self, x):
+        x = self.first(x[:, None] if self.is_flat else x).abs()
+        return self.head(self.pooled(self.second(x).amax(dim=2)))
+
+
+def hearings(is_flat):
+    x, starts = sounds()
+    return album_of(Hearing(is_flat), TensorSamples(x if is_flat else x[:, None], torch.arange(24) % 3)), starts
+
+
+@pytest.mark.parametrize("is_flat", [True, False])
+def test_a_channel_that_answers_to_a_tone_shows_the_stretch_with_that_tone(is_flat):
+    album, starts = hearings(is_flat)
+
+    for sight in album.sights[:2]:
+        assert (sight.kind, sight.whole) == ("sound", (1000,))
+        assert {channel.index for channel in sight.channels} == {0, 1, 2}
+        for channel in sight.channels:
+            assert len({crop.sample for crop in channel.crops}) == 4
+            for crop in channel.crops:
+                assert crop.label == ("cat", "dog", "cow")[channel.index]
+                middle = crop.start + sight.side / 2 - int(starts[crop.sample])
+                assert 20 < middle < 130
+
+
+def test_a_stretch_is_drawn_with_its_tone_at_its_height():
+    album, _ = hearings(is_flat=True)
+
+    for channel in album.sights[1].channels:
+        for crop in channel.crops:
+            pixels = pixels_of(crop.image)
+            row = pixels.sum(axis=1).argmax()
+            assert abs(1 - row / 47 - 2 * PITCHES[channel.index]) < 0.1
+            assert pixels[row].min() > 100
+
+
+def test_a_convolution_hears_its_kernel_and_what_is_pooled_all_of_the_sound():
+    album, _ = hearings(is_flat=True)
+
+    sides = [sight.side for sight in album.sights]
+    assert 45 <= sides[0] <= 61
+    assert sides[0] < sides[1] <= 101
+    assert sides[2] == 1000
+    assert {crop.start for channel in album.sights[2].channels for crop in channel.crops} == {0}
+
+
+def test_a_network_that_draws_spectrograms_inside_is_followed_in_time():
+    class Framing(nn.Module):
+        """Frames of 64 values one below the other, and a convolution over each."""
+
+        def __init__(self):
+            super().__init__()
+            self.layer = nn.Conv2d(1, 3, (1, 5), bias=False)
+            self.head = nn.Linear(3, 3)
+            phases = 2 * torch.pi * torch.tensor(PITCHES)[:, None] * torch.arange(5)
+            with torch.no_grad():
+                self.layer.weight[:, 0, 0] = torch.cos(phases)
+
+        def forward(self, x):
+            return self.head(self.layer(x.unfold(1, 64, 32)[:, None]).abs().amax(dim=(2, 3)))
+
+    x, starts = sounds()
+
+    (sight,) = album_of(Framing(), TensorSamples(x, torch.arange(24) % 3)).sights
+
+    assert 50 <= sight.side <= 65
+    for channel in sight.channels:
+        for crop in channel.crops:
+            assert -64 < crop.start - int(starts[crop.sample]) < 150
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), 0.0])
+def test_a_sound_without_sensible_values_hides_no_other(value):
+    x, _ = sounds()
+    net = Hearing(is_flat=True)
+    graph = trace(net, x[:4])
+    x[0] = value
+    samples = TensorSamples(x, torch.arange(24) % 3)
+    found = score(torch.zeros(24, 3), samples.labels)
+
+    album = see(net, graph, samples, test=samples, score=found, classes=("cat", "dog", "cow"))
+
+    assert len(album.sights) == 3
+    assert {len(channel.crops) for channel in album.sights[0].channels} == {4}
+
+
+# --- what is no picture, sound or text ---------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["chain", "residual", "several_inputs"])
+def test_what_cannot_be_looked_at_gives_an_empty_album(name):
     one = specimen(name)
     outputs = torch.zeros(4, 2)
     samples = TensorSamples(tuple(tensor[:4] for tensor in one.inputs), torch.arange(4) % 2)
@@ -454,6 +791,12 @@ def test_what_is_no_picture_gives_an_empty_album(name):
     album = see(one.model, graph, samples, test=samples, score=score(outputs, samples.labels), classes=("cat", "dog"))
 
     assert (album.filters, album.sights, album.mistakes) == ((), (), ())
+
+
+def test_a_table_of_many_columns_is_no_sound():
+    net = nn.Sequential(nn.Linear(500, 4), nn.ReLU(), nn.Linear(4, 3))
+
+    assert album_of(net, tensors_of(12, 500)).sights == ()
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), 0.0])

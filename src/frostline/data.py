@@ -1,10 +1,10 @@
 """Samples as every room reads them: rows of inputs, their labels, names and digests."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol, final
+from typing import Protocol, final, runtime_checkable
 
 import torch
 
@@ -15,6 +15,7 @@ from frostline.events import Listener, silent
 from frostline.listing import SKIP, Listing, hashed, list_pictures, unreadable, without
 from frostline.pictures import Pictures, decode_all
 from frostline.records import DataSummary, Preprocessing
+from frostline.tokens import find_ids
 
 __all__ = [
     "Listing",
@@ -23,6 +24,7 @@ __all__ = [
     "Rows",
     "Samples",
     "TensorSamples",
+    "Worded",
     "list_pictures",
     "read_pictures",
 ]
@@ -42,7 +44,10 @@ class Rows(Protocol):
 
 
 class Samples(Rows, Protocol):
-    """A labelled part of the data."""
+    """A labelled part of the data.
+
+    Samples that are texts, whole numbers (B, T), may be `Worded` too, so that people can read them.
+    """
 
     @property
     def labels(self) -> torch.Tensor:
@@ -61,6 +66,14 @@ class Samples(Rows, Protocol):
         """How content becomes an input; part of every store's key."""
 
 
+@runtime_checkable
+class Worded(Protocol):
+    """What samples may offer besides: the texts of their tokens, for the report. Nothing is computed from them."""
+
+    def words(self, tokens: Sequence[int]) -> Sequence[str]:
+        """Say what each of some token ids stands for, as it shall be read."""
+
+
 @final
 class TensorSamples:
     """A labelled part that is already in memory.
@@ -68,9 +81,12 @@ class TensorSamples:
     Args:
         inputs: (N, ...), or a tuple of such where the network takes several.
         labels: (N,) whole numbers from 0.
+        words: Of texts, what a token id stands for: a vocabulary in the order of the ids, or a function from an id
+            to its text. The report shows it as given; where it is missing, the id. A tokenizer of transformers
+            has `tokenizer.convert_ids_to_tokens`.
 
     Raises:
-        BadArgument: The lengths differ, or the labels are no whole numbers.
+        BadArgument: The lengths differ, the labels are no whole numbers, or `words` is no vocabulary.
         EmptyData: There are no samples.
 
     Example:
@@ -78,13 +94,25 @@ class TensorSamples:
         >>> part = TensorSamples(torch.zeros(3, 4), torch.tensor([0, 1, 0]))
         >>> part.read([2])[0].shape
         torch.Size([1, 4])
+        >>> texts = torch.tensor([[2, 1, 0], [1, 3, 0]])
+        >>> TensorSamples(texts, torch.tensor([0, 1]), words=["[PAD]", "my", "card"]).words([2, 1, 3])
+        ('card', 'my', '3')
     """
 
     views = 1
 
-    def __init__(self, inputs: torch.Tensor | tuple[torch.Tensor, ...], labels: torch.Tensor) -> None:
+    def __init__(
+        self,
+        inputs: torch.Tensor | tuple[torch.Tensor, ...],
+        labels: torch.Tensor,
+        *,
+        words: Sequence[str] | Callable[[int], str] | None = None,
+    ) -> None:
         self._inputs = inputs if isinstance(inputs, tuple) else (inputs,)
         _check_tensors(self._inputs, labels)
+        self._words = words
+        if words is not None:
+            self._check_words()
         self.labels = labels.detach().to("cpu", torch.int64)
         self.names = tuple(str(row) for row in range(len(labels)))
         self.digests = tuple(_digest(self._inputs, row) for row in range(len(labels)))
@@ -107,6 +135,30 @@ class TensorSamples:
             )
         index = torch.as_tensor(list(rows), dtype=torch.int64)
         return tuple(tensor.detach()[index] for tensor in self._inputs)
+
+    def words(self, tokens: Sequence[int]) -> tuple[str, ...]:
+        """Say what each of some token ids stands for; the id itself where nothing is known of it."""
+        return tuple(str(self._word(token)) for token in tokens)
+
+    def _word(self, token: int) -> str:
+        match self._words:
+            case None:
+                return str(token)
+            case Sequence():
+                return self._words[token] if token < len(self._words) else str(token)
+        return self._words(token)
+
+    def _check_words(self) -> None:
+        words, place = self._words, find_ids(self._inputs)
+        needed = "a sequence of texts in the order of the token ids is needed, or a function from an id to its text."
+        if not (callable(words) or isinstance(words, Sequence)):
+            raise BadArgument(f"BadArgument: words is a {type(words).__name__}; {needed}", words=words)
+        # Asked once now, since the report, where it would fail otherwise, is made after all training.
+        token = None if place is None else int(self._inputs[place][0, 0])
+        if token is not None and not isinstance(found := self._word(token), str):
+            raise BadArgument(
+                f"BadArgument: words gives a {type(found).__name__} for the token {token}; {needed}", words=words
+            )
 
 
 def _check_tensors(inputs: tuple[torch.Tensor, ...], labels: torch.Tensor) -> None:

@@ -1,9 +1,9 @@
-"""What the evidence shows: a verdict for each claim with its plots, and pictures to look at.
+"""What the evidence shows: a verdict for each claim with its plots, and samples to look at.
 
-Records only; nothing here knows of torch. Shares are 0 to 1, sides in pixels of the network's input.
+Records only; nothing here knows of torch. Shares are 0 to 1.
 """
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 from frostline.record import Record
 
@@ -86,27 +86,33 @@ class Claim(Record):
     cost: float = 0.0
 
 
-# --- pictures to look at ----------------------------------------------------------------------
+# --- samples to look at -----------------------------------------------------------------------
 
 
 class Crop(Record):
-    """A part of one of the user's pictures.
+    """A part of one of the user's pictures, sounds or texts.
 
     Args:
-        sample: Number of the picture in its part.
+        sample: Number of the sample in its part.
         label: Its class.
-        image: JPEG, in base64.
+        image: JPEG, in base64: of a picture the part itself, of a sound its spectrogram, of a text nothing.
         strength: How strongly the channel answered, as a share of its strongest answer, 0 to 1.
+        start: First value of a sound, or first token of a text, that the part holds, counted from 0.
+        words: The tokens of the part of a text, as they shall be read.
+        marked: Which of the words the channel answered to, counted from 0.
     """
 
     sample: int
     label: str
-    image: str
+    image: str = ""
     strength: float = 1.0
+    start: int = 0
+    words: tuple[str, ...] = ()
+    marked: int = 0
 
 
 class Channel(Record):
-    """What excites one channel most: the crops, the strongest first, each from another picture."""
+    """What excites one channel most: the crops, the strongest first, each from another sample."""
 
     index: int
     crops: tuple[Crop, ...]
@@ -118,14 +124,20 @@ class Sight(Record):
     Args:
         stage: Its index.
         name: Its name.
-        side: Side of its receptive field in pixels of the network's input; at most the picture's own.
-        channels: A few channels, those that tell the pictures apart most.
+        side: Side of its receptive field in pixels of a picture, values of a sound or tokens of a text; at most that
+            of the whole.
+        channels: A few channels, those that tell the samples apart most.
+        kind: What it looks at.
+        whole: What there is to see: height and width of a picture, values of a sound, tokens of the longest text that
+            was looked at. Empty where an older version did not say.
     """
 
     stage: int
     name: str
     side: int
     channels: tuple[Channel, ...]
+    kind: Literal["picture", "sound", "text"] = "picture"
+    whole: tuple[int, ...] = ()
 
 
 class Mistake(Record):
@@ -149,7 +161,7 @@ class Mistake(Record):
 
 
 class Album(Record):
-    """Pictures that go with a run: `album.json`.
+    """What there is to look at of a run: `album.json`.
 
     Args:
         filters: The first layer's filters, one PNG in base64 each; empty where the first layer has none to look at.
@@ -157,6 +169,8 @@ class Album(Record):
         mistakes: The most confident mistakes on the test part, the most confident first.
         doubts: Pictures of the training part whose label may be wrong, the surest first.
     """
+
+    version: ClassVar[int] = 2
 
     filters: tuple[str, ...] = ()
     sights: tuple[Sight, ...] = ()

@@ -19,6 +19,7 @@ from pydantic_core import to_json
 
 from frostline.errors import BadArgument, DiskFull, NewerSchema, NotARun, NotWritable, RunBusy
 from frostline.events import Event
+from frostline.exhibits import Album
 from frostline.records import Evidence, Record, TrialSpec
 
 _R = TypeVar("_R", bound=Record)
@@ -53,10 +54,15 @@ def _add_claims(old: dict[str, Any]) -> dict[str, Any]:
     return {**old, "claims": []}
 
 
-_UPGRADES: Mapping[type[Record], tuple[Callable[[dict[str, Any]], dict[str, Any]], ...]] = {
-    Evidence: (_count_live_parameters, _name_trials_again, _add_claims),
+def _know_pictures_only(old: dict[str, Any]) -> dict[str, Any]:
+    """Schema 1 of the album had no sounds and texts; what is new says by default that there are none."""
+    return old
+
+
+_UPGRADES: Mapping[type[Record], Upgrades] = {
+    Evidence: {0: _count_live_parameters, 1: _name_trials_again, 2: _add_claims},
+    Album: {1: _know_pictures_only},
 }
-"""By record: the function at place n turns a content of schema n into one of schema n + 1."""
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _REFUSED = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST, errno.EISDIR)
@@ -455,7 +461,7 @@ def _revive(content: Any, record_class: type[_R], path: Path, upgrades: Upgrades
             schema=schema,
             newest=newest,
         )
-    known = dict(enumerate(_UPGRADES.get(record_class, ()))) if upgrades is None else upgrades
+    known = _UPGRADES.get(record_class, {}) if upgrades is None else upgrades
     try:
         for number in range(schema, newest):
             if number not in known:

@@ -1,35 +1,42 @@
-"""Pictures to look at: what excites the channels of each stage, and where the network was most surely wrong."""
+"""Samples to look at: what excites the channels of each stage, and where the network was most surely wrong."""
 
 import base64
 import io
-from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple, TypeVar
+from typing import Literal
 
 import torch
 from PIL import Image
 from torch import nn
 
+from frostline.answering import Lay, Output, Watch, as_line, as_map, rows_of
 from frostline.copies import copy_of, full_precision, plain_torch
-from frostline.data import Samples
+from frostline.data import Samples, Worded
 from frostline.exhibits import Album, Channel, Crop, Mistake, Sight
-from frostline.records import CutGraph, Doubt, Preprocessing, Score, Stage, Wire
+from frostline.fields import Field, Line, finite, picture_fields, sound_lines, text_lines
+from frostline.records import CutGraph, Doubt, Preprocessing, Score
 from frostline.sampling import in_turns
-from frostline.trees import leaves
+from frostline.spectrograms import spectrogram
+from frostline.tokens import find_counted, find_ids
 
-MOST_PICTURES = 256
-MOST_STAGES = 12
+MOST_SAMPLES = 256
 MOST_FILTERS = 64
 MOST = 12
 """Mistakes that are shown, and labels in doubt."""
 
+MOST_LETTERS = 40
 CHANNELS = 3
 CROPS = 4
+NEIGHBOURS = 3
+"""Tokens shown on each side of one that a channel answered to."""
+
+SHORTEST_SOUND = 400
+"""Values from which on a row of floats may be a sound: a twentieth of a second at 8 kHz."""
 
 _BATCH = 32
-_Sides = tuple[int, int]
-_T = TypeVar("_T")
+_Answers = tuple[torch.Tensor, torch.Tensor]
+"""The strongest answer of each channel to each sample, (N, C), and its position in the map."""
 
 
 def see(
@@ -43,16 +50,18 @@ def see(
     preprocessing: Preprocessing | None = None,
     doubts: Sequence[Doubt] = (),
 ) -> Album:
-    """Collect pictures of what each stage answers to, of the most confident mistakes, and of labels in doubt.
+    """Collect what each stage answers to, and pictures of confident mistakes and of labels in doubt.
 
-    Samples that are no pictures (text, sound, tables, several inputs) give an empty album. At most 12 stages
-    are shown, each by the parts of at most 256 training pictures that its channels answer to most strongly.
+    At most 12 stages are shown, each by the parts of at most 256 training samples that its channels answer to most
+    strongly: of pictures a square, of sounds (waveforms, of at least 400 values) a stretch as a spectrogram, of texts
+    a token among its neighbours. Filters, mistakes and labels in doubt are of pictures only. Other samples, such as
+    the rows of a table, give an empty album.
 
     Args:
         model: The network, tuned or not; a copy of it is run, in eval mode.
         graph: Its stages and cuts.
-        train: Pictures that the stages look at.
-        test: Pictures that were scored.
+        train: Samples that the stages look at. Texts may say what their tokens stand for (`Worded`).
+        test: Samples that were scored.
         score: What the network said of them.
         classes: K names.
         preprocessing: How a picture became an input, so that it can be shown as it was. Without it each
@@ -75,18 +84,20 @@ def see(
         >>> [(sight.name, sight.side) for sight in album.sights], len(album.filters)
         ([('0', 3), ('2', 8)], 4)
     """
-    if not _are_pictures(train.read([0])):
-        return Album()
     net = copy_of(model, model.parameters()).eval()
+    first = train.read([0])
     learnt, scored = (_Shown(part, classes, preprocessing) for part in (train, test))
     with full_precision(), plain_torch():
-        sights = _sights(net, graph, learnt)
-    return Album(
-        filters=_filters(net, graph),
-        sights=sights,
-        mistakes=_mistakes(scored, score),
-        doubts=tuple(_differing(learnt, doubt.sample, doubt.prediction, doubt.confidence) for doubt in doubts[:MOST]),
-    )
+        if _are_pictures(first):
+            return Album(
+                filters=_filters(net, graph),
+                sights=_picture_sights(net, graph, learnt),
+                mistakes=_mistakes(scored, score),
+                doubts=_doubts(learnt, doubts),
+            )
+        if _are_sounds(first):
+            return Album(sights=_sound_sights(net, graph, learnt))
+        return Album(sights=_text_sights(net, graph, learnt))
 
 
 def _are_pictures(inputs: tuple[torch.Tensor, ...]) -> bool:
@@ -100,12 +111,22 @@ def _are_pictures(inputs: tuple[torch.Tensor, ...]) -> bool:
     )
 
 
+def _are_sounds(inputs: tuple[torch.Tensor, ...]) -> bool:
+    first = inputs[0]
+    return (
+        len(inputs) == 1
+        and (first.dim() == 2 or (first.dim() == 3 and first.shape[1] == 1))
+        and first.shape[-1] >= SHORTEST_SOUND
+        and first.is_floating_point()
+    )
+
+
 # --- samples as a person sees them ------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class _Shown:
-    """A part of the data, as names and pictures."""
+    """A part of the data, as names, pictures and words."""
 
     samples: Samples
     classes: tuple[str, ...]
@@ -120,6 +141,10 @@ class _Shown:
             return _image(_stretched(values))
         mean, std = (torch.tensor(values).view(3, 1, 1) for values in (self.preprocessing.mean, self.preprocessing.std))
         return _image((values * std + mean) * 255)
+
+    def words(self, tokens: Sequence[int]) -> tuple[str, ...]:
+        found = self.samples.words(tokens) if isinstance(self.samples, Worded) else map(str, tokens)
+        return tuple(word if len(word) <= MOST_LETTERS else f"{word[: MOST_LETTERS - 1]}…" for word in found)
 
 
 def _stretched(values: torch.Tensor) -> torch.Tensor:
@@ -147,11 +172,6 @@ def _png(picture: Image.Image) -> str:
     return base64.b64encode(file.getvalue()).decode()
 
 
-def _finite(values: torch.Tensor) -> torch.Tensor:
-    """In double precision, with 0 where a broken picture gave no number, so that it hides no other."""
-    return values.detach().cpu().double().nan_to_num(0.0, 0.0, 0.0)
-
-
 # --- filters and mistakes ---------------------------------------------------------------------
 
 
@@ -174,6 +194,10 @@ def _mistakes(shown: _Shown, score: Score) -> tuple[Mistake, ...]:
     return tuple(_differing(shown, row, score.predictions[row], score.confidences[row]) for row in wrong[:MOST])
 
 
+def _doubts(shown: _Shown, doubts: Sequence[Doubt]) -> tuple[Mistake, ...]:
+    return tuple(_differing(shown, doubt.sample, doubt.prediction, doubt.confidence) for doubt in doubts[:MOST])
+
+
 def _differing(shown: _Shown, row: int, prediction: int, confidence: float) -> Mistake:
     name = shown.samples.names[row]
     return Mistake(
@@ -188,40 +212,172 @@ def _differing(shown: _Shown, row: int, prediction: int, confidence: float) -> M
 
 # --- what each stage sees ---------------------------------------------------------------------
 
+_Show = Callable[[int, int, Field], Crop]
+"""What a position of a map sees of a sample: by place among the samples that are looked at, position and field."""
 
-def _sights(net: nn.Module, graph: CutGraph, shown: _Shown) -> tuple[Sight, ...]:
-    rows = in_turns(shown.samples.labels, seed=0)[:MOST_PICTURES].tolist()
-    device = next(net.parameters()).device
+
+def _picture_sights(net: nn.Module, graph: CutGraph, shown: _Shown) -> tuple[Sight, ...]:
+    rows, device = _looked_at(shown), next(net.parameters()).device
 
     def pictures(places: Sequence[int]) -> torch.Tensor:
-        return shown.samples.read(places)[0].to(device)
+        return shown.samples.read([rows[place] for place in places])[0].to(device)
 
-    few = pictures(rows[:4])
-    watch = _Watch(net, graph, (few.shape[2], few.shape[3]))
-    fields = _fields(watch, few)
-    # Batches of nearly one size, since many networks squeeze a batch of one away.
-    batches = torch.tensor(rows).tensor_split(-(-len(rows) // _BATCH))
+    def show(place: int, position: int, field: Field) -> Crop:
+        picture = shown.picture(rows[place])
+        picture = picture.crop(field.box(position, (picture.height, picture.width)))
+        return Crop(sample=rows[place], label=shown.label(rows[place]), image=_jpeg(picture, 72))
+
+    few = pictures(range(min(4, len(rows))))
+    sides = (few.shape[2], few.shape[3])
+    watch = Watch(net, graph, _laid(lambda output, answers: as_map(answers, sides)))
+    fields = picture_fields(watch, few)
     with torch.no_grad():
-        found = [watch.run(pictures(batch.tolist()), _strongest) for batch in batches]
+        found = [watch.run((pictures(batch),), _strongest) for batch in _batches(rows)]
+    return _sights(watch, fields, found, digests=_digests(shown, rows), show=show, kind="picture", whole=sides)
+
+
+def _sound_sights(net: nn.Module, graph: CutGraph, shown: _Shown) -> tuple[Sight, ...]:
+    rows, device = _looked_at(shown), next(net.parameters()).device
+
+    def sounds(places: Sequence[int]) -> torch.Tensor:
+        return shown.samples.read([rows[place] for place in places])[0].to(device)
+
+    few = sounds(range(min(4, len(rows))))
+    whole = few.shape[-1]
+
+    def show(place: int, position: int, field: Field) -> Crop:
+        left, _, right, _ = field.box(position, (1, whole))
+        image = _jpeg(spectrogram(sounds([place]).flatten()[left:right]), 72)
+        return Crop(sample=rows[place], label=shown.label(rows[place]), image=image, start=left)
+
+    plain = Watch(net, graph, _laid(lambda output, answers: answers if 2 <= answers.dim() <= 4 else None))
+    lines = sound_lines(plain, few)
+    if all(line.axis is None for line in lines):
+        # Nothing in the network follows time, as where the samples are rows of a table.
+        return ()
+    watch = Watch(net, graph, _along(plain, lines))
+    with torch.no_grad():
+        found = [watch.run((sounds(batch),), _strongest) for batch in _batches(rows)]
+    fields = [line.field for line in lines]
+    return _sights(watch, fields, found, digests=_digests(shown, rows), show=show, kind="sound", whole=(whole,))
+
+
+def _text_sights(net: nn.Module, graph: CutGraph, shown: _Shown) -> tuple[Sight, ...]:
+    rows, device = _looked_at(shown), next(net.parameters()).device
+    inputs = [tensor.to(device) for tensor in shown.samples.read(rows)]
+    ids = find_ids(inputs)
+    if ids is None:
+        return ()
+    plain = Watch(net, graph, _laid(lambda output, answers: answers if answers.dim() == 3 else None))
+    counted = find_counted(net, plain.call, inputs, ids)
+    lengths = counted.sum(dim=1)
+    longest = lengths.argsort(descending=True, stable=True)[:4]
+    lines = text_lines(plain, [tensor[longest] for tensor in inputs], ids, counted[longest])
+    watch = Watch(net, graph, _along(plain, lines))
+    fields = [line.field for line in lines]
+    tokens = {output: _tokens(field, counted.shape[1]) for output, field in zip(watch.outputs, fields, strict=True)}
+
+    def look(batch: list[int]) -> list[_Answers]:
+        def strongest(output: Output, answers: torch.Tensor) -> _Answers:
+            is_padding = ~counted[batch][:, tokens[output]]
+            return _strongest(output, answers.masked_fill(is_padding[:, None, None], float("-inf")))
+
+        return watch.run([tensor[batch] for tensor in inputs], strongest)
+
+    def show(place: int, position: int, field: Field) -> Crop:
+        own = counted[place].nonzero().flatten().tolist()
+        middle = own.index(int(_tokens(field, counted.shape[1])[position]))
+        start = max(0, middle - NEIGHBOURS)
+        words = shown.words(inputs[ids][place, own[start : middle + NEIGHBOURS + 1]].tolist())
+        label = shown.label(rows[place])
+        return Crop(sample=rows[place], label=label, start=start, words=words, marked=middle - start)
+
+    with torch.no_grad():
+        found = [look(batch) for batch in _batches(rows)]
+    whole = (int(lengths.max()),)
+    return _sights(watch, fields, found, digests=_digests(shown, rows), show=show, kind="text", whole=whole)
+
+
+def _looked_at(shown: _Shown) -> list[int]:
+    return in_turns(shown.samples.labels, seed=0)[:MOST_SAMPLES].tolist()
+
+
+def _digests(shown: _Shown, rows: Sequence[int]) -> list[str]:
+    return [shown.samples.digests[row] for row in rows]
+
+
+def _batches(rows: Sequence[int]) -> list[list[int]]:
+    """Places in batches of nearly one size, since many networks squeeze a batch of one away."""
+    return [batch.tolist() for batch in torch.arange(len(rows)).tensor_split(-(-len(rows) // _BATCH))]
+
+
+def _laid(lay: Lay) -> Lay:
+    """Lay out what has a row of its own for each sample."""
+
+    def checked(output: Output, answers: torch.Tensor) -> torch.Tensor | None:
+        rows = rows_of(output, answers)
+        return None if rows is None else lay(output, rows)
+
+    return checked
+
+
+def _along(plain: Watch, lines: Sequence[Line]) -> Lay:
+    """Lay out the outputs of a watch as maps whose columns follow the sequence."""
+    axes = {output: line.axis for output, line in zip(plain.outputs, lines, strict=True)}
+
+    def lay(output: Output, answers: torch.Tensor) -> torch.Tensor | None:
+        if output not in axes:
+            return None
+        axis = axes[output]
+        return answers[:, :, None, None] if axis is None else as_line(answers, axis)
+
+    return _laid(lay)
+
+
+def _tokens(field: Field, length: int) -> torch.Tensor:
+    """The token that each place of a stage's output stands for, (T,)."""
+    places = field.grid[1]
+    if places == length:
+        return torch.arange(length)
+    centres = torch.tensor([field.centre(place, (1, length))[1] for place in range(places)])
+    return centres.long().clamp(0, length - 1)
+
+
+def _strongest(output: Output, answers: torch.Tensor) -> _Answers:
+    strengths, positions = answers.flatten(2).max(dim=2)
+    return finite(strengths), positions.cpu()
+
+
+def _sights(
+    watch: Watch,
+    fields: Sequence[Field],
+    found: Sequence[Sequence[_Answers]],
+    *,
+    digests: Sequence[str],
+    show: _Show,
+    kind: Literal["picture", "sound", "text"],
+    whole: tuple[int, ...],
+) -> tuple[Sight, ...]:
+    """What each stage sees, of the strongest answers of its channels in each batch."""
     sights = []
     for output, field, answers in zip(watch.outputs, fields, zip(*found, strict=True), strict=True):
         strengths, positions = (torch.cat(column) for column in zip(*answers, strict=True))
         channels = tuple(
             Channel(
                 index=channel,
-                crops=_crops(shown, rows, strengths[:, channel], positions=positions[:, channel], field=field),
+                crops=tuple(
+                    show(place, int(positions[place, channel]), field).model_copy(update={"strength": strength})
+                    for place, strength in _first(strengths[:, channel], digests)
+                ),
             )
             for channel in _telling(strengths)
         )
+        stage = output.stage
         if channels:
-            sights.append(Sight(stage=output.stage.index, name=output.stage.name, side=field.side, channels=channels))
+            sights.append(
+                Sight(stage=stage.index, name=stage.name, side=field.side, channels=channels, kind=kind, whole=whole)
+            )
     return tuple(sights)
-
-
-def _strongest(answers: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """The strongest answer of each channel to each picture, (B, C), and its position."""
-    strengths, positions = answers.flatten(2).max(dim=2)
-    return _finite(strengths), positions.cpu()
 
 
 def _telling(strengths: torch.Tensor) -> list[int]:
@@ -236,194 +392,12 @@ def _telling(strengths: torch.Tensor) -> list[int]:
     return [channel for channel in order if spread[channel] > 0]
 
 
-def _crops(
-    shown: _Shown, rows: Sequence[int], strengths: torch.Tensor, *, positions: torch.Tensor, field: "_Field"
-) -> tuple[Crop, ...]:
-    """Where one channel answered most strongly, each time in another picture."""
-    crops: dict[str, Crop] = {}
+def _first(strengths: torch.Tensor, digests: Sequence[str]) -> list[tuple[int, float]]:
+    """Where one channel answered most strongly, each time another sample, and how strongly."""
+    found: dict[str, tuple[int, float]] = {}
     for place in strengths.argsort(descending=True, stable=True).tolist():
-        row, strength = rows[place], float(strengths[place] / strengths.max())
-        digest = shown.samples.digests[row]
-        if len(crops) == CROPS or strength <= 0:
+        strength = float(strengths[place] / strengths.max())
+        if len(found) == CROPS or strength <= 0:
             break
-        if digest not in crops:
-            picture = shown.picture(row)
-            picture = picture.crop(field.box(int(positions[place]), (picture.height, picture.width)))
-            crops[digest] = Crop(sample=row, label=shown.label(row), image=_jpeg(picture, 72), strength=strength)
-    return tuple(crops.values())
-
-
-# --- the outputs of the stages ----------------------------------------------------------------
-
-
-class _Output(NamedTuple):
-    """A stage's output: which leaf of which call of which module, and how it lies."""
-
-    stage: Stage
-    name: str
-    nth: int
-    leaf: int
-    wire: Wire
-
-
-class _Watch:
-    """Runs a network and shows what its stages give, as maps (B, C, H, W)."""
-
-    def __init__(self, net: nn.Module, graph: CutGraph, sides: _Sides) -> None:
-        self.net = net
-        self.sides = sides
-        self._inputs = graph.recording.inputs
-        self.outputs = _spread([output for depth in graph.open_depths if depth for output in self._of(graph, depth)])
-
-    def _of(self, graph: CutGraph, depth: int) -> list[_Output]:
-        """The output of the last stage below the cut, or nothing where it is no map."""
-        point = graph.recording.points[depth]
-        # What else crosses was made by earlier stages.
-        stored, wire = max(zip(point.stored, graph.cuts[depth].wires, strict=True), key=lambda pair: pair[0].call)
-        example = torch.empty(wire.shape, dtype=getattr(torch, wire.dtype), device="meta")
-        if stored.call < 0 or _as_map(example, wire, self.sides) is None:
-            return []
-        call = graph.recording.calls[stored.call]
-        return [_Output(graph.stages[depth - 1], call.name, call.nth, stored.leaf, wire)]
-
-    def run(self, pictures: torch.Tensor, take: Callable[[torch.Tensor], _T]) -> list[_T]:
-        """What `take` makes of each output, at the moment at which it is there: it may be written over later."""
-        taken: dict[_Output, _T] = {}
-        seen: Counter[str] = Counter()
-
-        def hook(name: str) -> Callable[[nn.Module, Any, Any], None]:
-            def look(module: nn.Module, inputs: Any, result: Any) -> None:
-                for output in self.outputs:
-                    if (output.name, output.nth) == (name, seen[name]):
-                        answers = _as_map(leaves(result)[output.leaf], output.wire, self.sides)
-                        assert answers is not None
-                        taken[output] = take(answers)
-                seen[name] += 1
-
-            return look
-
-        names = sorted({output.name for output in self.outputs})
-        handles = [self.net.get_submodule(name).register_forward_hook(hook(name)) for name in names]
-        try:
-            args, kwargs = self._inputs.bind((pictures,))
-            self.net(*args, **kwargs)
-        finally:
-            for handle in handles:
-                handle.remove()
-        return [taken[output] for output in self.outputs]
-
-
-def _spread(outputs: list[_Output]) -> list[_Output]:
-    if len(outputs) <= MOST_STAGES:
-        return outputs
-    step = (len(outputs) - 1) / (MOST_STAGES - 1)
-    return [outputs[round(step * place)] for place in range(MOST_STAGES)]
-
-
-def _as_map(output: torch.Tensor, wire: Wire, sides: _Sides) -> torch.Tensor | None:
-    """An output as (B, C, H, W), a vector as a map of one position; None where it is neither."""
-    if wire.factor != 1 or not output.is_floating_point():
-        return None
-    output = output.movedim(wire.batch_axis, 0)
-    shape = output.shape[1:]
-    if len(shape) == 1:
-        return output[:, :, None, None]
-    if len(shape) == 2 and (grid := _grid(shape[0], sides)):
-        return output[:, -grid[0] * grid[1] :].movedim(2, 1).reshape(len(output), shape[1], *grid)
-    if len(shape) == 3:
-        height, width = sides
-        is_channels_last = abs(shape[0] * width - shape[1] * height) < abs(shape[1] * width - shape[2] * height)
-        return output.movedim(3, 1) if is_channels_last else output
-    return None
-
-
-def _grid(tokens: int, sides: _Sides) -> _Sides | None:
-    """Rows and columns of tokens that cover the picture evenly, a first token left out where it is one too many."""
-    for count in (tokens, tokens - 1):
-        rows, columns = (round((count * one / other) ** 0.5) for one, other in (sides, sides[::-1]))
-        if 0 < count == rows * columns:
-            return rows, columns
-    return None
-
-
-# --- how far a position sees ------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class _Field:
-    """The square of a picture that a position of a map depends on.
-
-    Args:
-        side: In pixels; that of the whole picture at most.
-        grid: Rows and columns of the map.
-        middle: Row and column of the picture around which the map's middle position sees.
-    """
-
-    side: int
-    grid: _Sides
-    middle: tuple[float, float]
-
-    def box(self, position: int, sides: _Sides) -> tuple[int, int, int, int]:
-        """Left, top, right and bottom of what a position sees, moved into the picture where it sticks out."""
-        ends: list[tuple[int, int]] = []
-        for place, size, side, middle in zip(
-            divmod(position, self.grid[1]), self.grid, sides, self.middle, strict=True
-        ):
-            length = min(self.side, side)
-            centre = middle + (place - size // 2) * side / size
-            start = max(0, min(round(centre - length / 2), side - length))
-            ends.append((start, start + length))
-        (top, bottom), (left, right) = ends
-        return left, top, right, bottom
-
-
-def _fields(watch: _Watch, pictures: torch.Tensor) -> list[_Field]:
-    """Measure the receptive field of each stage by the gradient of its middle position.
-
-    Of all channels at once, each with a weight drawn from a normal distribution, so that none cancels another.
-
-    Source:
-        Luo, Li, Urtasun and Zemel, Understanding the Effective Receptive Field in Deep Convolutional Neural
-        Networks, 2016, section 3.1. They average over random inputs; here it is over some of the user's own.
-    """
-    draws = torch.Generator().manual_seed(0)
-
-    def middle(answers: torch.Tensor) -> tuple[torch.Tensor, _Sides]:
-        rows, columns = answers.shape[2:]
-        weights = torch.randn(answers.shape[:2], generator=draws).to(answers)
-        return (answers[:, :, rows // 2, columns // 2] * weights).sum(), (rows, columns)
-
-    pictures = pictures.detach().requires_grad_()
-    with torch.enable_grad():
-        # A copy, since a network may write into what it is given.
-        asked = watch.run(pictures.clone(), middle)
-    return [_field(_gradient(answer, pictures), grid, watch.sides) for answer, grid in asked]
-
-
-def _gradient(answer: torch.Tensor, pictures: torch.Tensor) -> torch.Tensor:
-    """How much each pixel weighs in an answer, (H, W)."""
-    try:
-        (gradient,) = torch.autograd.grad(answer, pictures, retain_graph=True)
-    except RuntimeError:
-        # A network may cut the gradient off, or forbid this way of asking for it (re-entrant checkpoints).
-        return torch.zeros(pictures.shape[2:], dtype=torch.float64)
-    return _finite(gradient).abs().sum(dim=(0, 1))
-
-
-def _field(weights: torch.Tensor, grid: _Sides, sides: _Sides) -> _Field:
-    """The smallest square around the centre of weight that holds 95 % of it."""
-    total = float(weights.sum())
-    if grid == (1, 1) or not total:
-        return _Field(max(sides), grid, (sides[0] / 2, sides[1] / 2))
-    distances, middle = [], []
-    for axis, side in enumerate(sides):
-        places = torch.arange(side) + 0.5
-        centre = float(weights.sum(dim=1 - axis) @ places.double()) / total
-        # To half a pixel: the middle of a pixel, or the line between two.
-        middle.append(round(2 * centre) / 2)
-        distances.append((places - middle[-1]).abs())
-    distance = torch.maximum(distances[0][:, None], distances[1][None, :]).flatten()
-    order = distance.argsort(stable=True)
-    held = weights.flatten()[order].cumsum(dim=0)
-    reach = float(distance[order][int((held < 0.95 * total).sum())])
-    return _Field(min(int(2 * reach) + 1, max(sides)), grid, (middle[0], middle[1]))
+        found.setdefault(digests[place], (place, strength))
+    return list(found.values())

@@ -10,7 +10,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
-from exhibited import album_of, picture, six_claims
+from exhibited import album_of, picture, six_claims, sounds_of, texts_of
 
 import frostline as fl
 from frostline.errors import BadArgument, NewerSchema, NotARun, NotWritable
@@ -121,6 +121,17 @@ def test_names_are_text_and_make_no_element(fake_evidence, hostile_evidence, tmp
     written = "".join(hostile.text)
     for name in HOSTILE[:7]:
         assert name in written
+
+
+@pytest.mark.parametrize("word", [*HOSTILE[:8], "</mark></li><li>", "' onmouseover='alert(5)"])
+def test_a_token_is_text_and_makes_no_element(fake_evidence, tmp_path, word):
+    tame = outline_of(fake_evidence(), tmp_path, texts_of("card"))
+    hostile = outline_of(fake_evidence(), tmp_path, texts_of(word, label=word, name=word))
+
+    assert [tag for tag, _ in hostile.found] == [tag for tag, _ in tame.found]
+    assert not [name for _, attrs in hostile.found for name in attrs if name.startswith("on")]
+    assert hostile.open == []
+    assert "".join(hostile.text).count(word.replace(" ", "␣")) >= 2 * 36
 
 
 def test_no_element_has_a_handler_in_its_attributes(hostile_evidence, tmp_path):
@@ -250,6 +261,26 @@ def test_labels_in_doubt_are_listed_where_there_is_no_picture_of_them(fake_evide
     assert "Training sample 17: digit zero, looks like digit one (.970)" in written
     assert "2 training samples look like another class" in written
     assert "Training sample 17" not in shown
+
+
+def test_each_token_is_marked_once_and_told_to_those_who_do_not_see_the_mark(fake_evidence, tmp_path):
+    outline = outline_of(fake_evidence(), tmp_path, texts_of("card", stages=3))
+
+    assert len(outline.all("mark")) == 3 * 3 * 4
+    written = "".join(outline.text)
+    assert written.count("how do I card ##ing ␣the Ġway (strongest at card; text ") == 3 * 3 * 4
+    assert "Stage 2, layer.1: sees 3 of 12 tokens" in written
+    assert "The tokens of your own training texts" in written
+
+
+def test_sounds_are_shown_as_spectrograms(fake_evidence, tmp_path):
+    outline = outline_of(fake_evidence(), tmp_path, sounds_of(stages=2))
+
+    told = [attrs["alt"] for attrs in outline.all("img")]
+    assert len(told) == 2 * 3 * 4
+    assert told[0] == "spectrogram of sound 0, samples 0 to 79, class seven"
+    assert "low tones are at the bottom" in "".join(outline.text)
+    assert "fine" not in {part for attrs in outline.all("div") for part in attrs.get("class", "").split()}
 
 
 def test_what_is_no_picture_makes_no_element(fake_evidence, tmp_path):

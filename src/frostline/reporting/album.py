@@ -1,4 +1,4 @@
-"""Pictures of the report: what each stage sees, the first layer's filters, confident mistakes, labels in doubt."""
+"""Samples in the report: what each stage sees, the first layer's filters, confident mistakes, labels in doubt."""
 
 import base64
 import binascii
@@ -14,14 +14,14 @@ _KINDS = {b"\xff\xd8\xff": "image/jpeg", b"\x89PNG\r\n\x1a\n": "image/png"}
 """How the files of the kinds that are shown begin."""
 
 _ROOM_OF_SIGHTS, _ROOM_OF_FILTERS, _ROOM_OF_MISTAKES = 1_200_000, 200_000, 600_000
-"""Letters of base64 that each part may take, so that the page stays under 8 MB."""
+"""Letters, of base64 or of words, that each part may take, so that the page stays under 8 MB."""
 
 
 def album_told(album: Album, *, picture_side: int | None) -> Row:
-    """Lay out the pictures as far as there is room; what is no JPEG or PNG is not shown.
+    """Lay out what there is to look at as far as there is room; a picture that is no JPEG or PNG is not shown.
 
     Args:
-        album: The pictures.
+        album: The pictures, sounds or texts.
         picture_side: Side of the network's input in pixels, where it is known.
 
     Returns:
@@ -91,7 +91,8 @@ def _ranks_that_fit(sights: Sequence[Sight]) -> int:
     channels = [channel.crops for sight in sights for channel in sight.channels]
     room, ranks = _ROOM_OF_SIGHTS, 0
     while any(len(crops) > ranks for crops in channels):
-        room -= sum(len(crops[ranks].image) for crops in channels if len(crops) > ranks)
+        shown = [crops[ranks] for crops in channels if len(crops) > ranks]
+        room -= sum(len(crop.image) + len("".join(crop.words)) for crop in shown)
         if room < 0:
             break
         ranks += 1
@@ -99,29 +100,58 @@ def _ranks_that_fit(sights: Sequence[Sight]) -> int:
 
 
 def _sight(sight: Sight, ranks: int, picture_side: int | None) -> Row:
-    is_whole = picture_side is not None and sight.side >= picture_side
-    channels = [_channel(channel, ranks) for channel in sight.channels]
+    channels = [_channel(channel, ranks, sight) for channel in sight.channels]
     return {
         "number": sight.stage + 1,
         "name": visible(sight.name),
-        "field": "the whole picture" if is_whole else f"{sight.side} × {sight.side} pixels",
+        "kind": sight.kind,
+        "field": _field(sight, picture_side),
         "channels": tuple(channel for channel in channels if channel["crops"]),
         "side": sight.side,
         "is_open": False,
     }
 
 
-def _channel(channel: Channel, ranks: int) -> Row:
-    crops = [_crop(crop) for crop in channel.crops[:ranks]]
-    return {"index": channel.index, "crops": tuple(crop for crop in crops if crop["source"])}
+def _field(sight: Sight, picture_side: int | None) -> str:
+    """How much of a sample the stage sees at one place, in words."""
+    sides = sight.whole or ((picture_side, picture_side) if picture_side else ())
+    if sides and sight.side >= max(sides):
+        return f"the whole {sight.kind}"
+    match sight.kind:
+        case "picture":
+            height, width = (min(sight.side, side) for side in sides or (sight.side, sight.side))
+            return f"{width} × {height} pixels"
+        case "sound":
+            return f"{sight.side:,} of {max(sides, default=0):,} samples"
+        case "text":
+            return "one token" if sight.side == 1 else f"{sight.side:,} of {max(sides, default=0):,} tokens"
 
 
-def _crop(crop: Crop) -> Row:
+def _channel(channel: Channel, ranks: int, sight: Sight) -> Row:
+    crops = [_crop(crop, sight) for crop in channel.crops[:ranks]]
+    return {"index": channel.index, "crops": tuple(crop for crop in crops if crop["source"] or crop["words"])}
+
+
+def _crop(crop: Crop, sight: Sight) -> Row:
+    words = [_word(word) for word in crop.words]
     return {
         "source": data_uri(crop.image),
-        "said": f"picture {crop.sample}, class {visible(crop.label)}",
+        "words": tuple({"text": word, "is_marked": place == crop.marked} for place, word in enumerate(words)),
+        "marked": words[crop.marked] if 0 <= crop.marked < len(words) else "",
+        "said": f"{_said(crop, sight)}, class {visible(crop.label)}",
         "strength": f"{share(crop.strength)} of the channel's strongest answer",
     }
+
+
+def _said(crop: Crop, sight: Sight) -> str:
+    if sight.kind == "sound":
+        return f"spectrogram of sound {crop.sample}, samples {crop.start:,} to {crop.start + sight.side - 1:,}"
+    return f"{sight.kind} {crop.sample}"
+
+
+def _word(text: str) -> str:
+    """A token in one line, its spaces as signs, since a space stands between two tokens."""
+    return visible(text).replace(" ", "␣") or "∅"
 
 
 def _mistake(mistake: Mistake) -> Row:
