@@ -1,5 +1,6 @@
 """A stored row equals the recomputed row, or there is no store."""
 
+import json
 import shutil
 import signal
 import subprocess
@@ -14,7 +15,7 @@ from torch import nn
 
 from frostline import features, fingerprint
 from frostline.data import TensorSamples
-from frostline.engines import filled
+from frostline.engines import filled, relative_error
 from frostline.errors import (
     BadArgument,
     BadSample,
@@ -595,7 +596,7 @@ def test_a_way_fixed_by_the_first_batch_is_found_on_another(tmp_path):
 def test_an_engine_that_is_wrong_is_not_used(tmp_path):
     frozen, samples = frozen_part(), pictures(4)
 
-    def wrong(module, example, *, engine):
+    def wrong(module, example, *, engine, precision):
         return features_compiled(lambda x: tuple(w * 1.01 for w in frozen(*x)))
 
     store = cache(frozen, samples, tmp_path / "store", engine="openvino", batch_size=4, compiler=wrong)
@@ -605,7 +606,59 @@ def test_an_engine_that_is_wrong_is_not_used(tmp_path):
     assert all(torch.equal(a, b) for a, b in zip(store.read(range(4)), frozen(*samples.read(range(4))), strict=True))
 
 
-def features_compiled(run):
+def features_compiled(run, precision="float32"):
     from frostline.engines import Compiled
 
-    return Compiled(run, batch=4, engine="openvino")
+    return Compiled(run, batch=4, engine="openvino", precision=precision)
+
+
+def test_fewer_bits_that_are_wrong_give_way_to_full_precision(tmp_path):
+    frozen, samples = frozen_part(), pictures(4)
+
+    def rough(module, example, *, engine, precision):
+        factor = 1.02 if precision == "bfloat16" else 1.0
+        return features_compiled(lambda x: tuple(w * factor for w in frozen(*x)), precision)
+
+    store = cache(
+        frozen,
+        samples,
+        tmp_path / "store",
+        engine="openvino",
+        precision="bfloat16",
+        batch_size=4,
+        compiler=rough,
+    )
+
+    assert (store.manifest.engine, store.manifest.precision) == ("openvino", "float32")
+    assert "OpenVINO in bfloat16 is 2.0e-02 away from torch's outputs" in store.manifest.why
+    assert store.manifest.identity.precision == "bfloat16"
+
+
+def test_fewer_bits_that_are_right_are_kept_and_the_manifest_says_how_far_off(tmp_path):
+    frozen, samples = frozen_part(), pictures(4)
+
+    store = cache(frozen, samples, tmp_path / "store", precision="bfloat16", batch_size=4)
+
+    assert (store.manifest.engine, store.manifest.precision) == ("torch", "bfloat16")
+    assert 0 < store.manifest.error <= 1e-2
+    for kept, computed in zip(store.read(range(4)), frozen(*samples.read(range(4))), strict=True):
+        assert kept.dtype == torch.float32
+        assert relative_error((kept,), (computed,)) == pytest.approx(store.manifest.error, rel=1)
+
+
+def test_auto_says_in_the_manifest_what_it_took(tmp_path):
+    store = cache(frozen_part(), pictures(4), tmp_path / "store", engine="auto", precision="auto", batch_size=4)
+
+    assert store.manifest.engine in ("torch", "openvino")
+    assert store.manifest.precision == "float32"
+    assert store.manifest.identity.engine == "auto"
+
+
+def test_a_manifest_of_before_there_were_fewer_bits_still_opens(tmp_path):
+    cache(frozen_part(), pictures(4), tmp_path / "store", batch_size=4)
+    file = tmp_path / "store" / "manifest.json"
+    content = json.loads(file.read_text())
+    del content["precision"]
+    file.write_text(json.dumps(content))
+
+    assert open_store(tmp_path / "store").manifest.precision == "float32"

@@ -21,7 +21,7 @@ from frostline.comparing import by_key, chain_of
 from frostline.copies import copy_of
 from frostline.cost import stage_seconds, step_seconds
 from frostline.delta import apply_delta, save_delta
-from frostline.engines import compiled, pick
+from frostline.engines import PRECISIONS, compiled, pick
 from frostline.errors import BadArgument, CutNotProven, FrostlineError, RunOfOtherArguments, StoreTooLarge
 from frostline.events import Event, Listener, silent
 from frostline.executors import Worker, in_turn
@@ -52,7 +52,7 @@ from frostline.result import Result
 from frostline.scoring import outputs_of, score
 from frostline.seeing import see
 from frostline.site import BATCH, Site, diary, live_flops, proof, rows_of, set_out
-from frostline.splitting import split
+from frostline.splitting import Frozen, split
 from frostline.task import Task
 from frostline.tuning import load_best, train_step, tune
 
@@ -74,6 +74,7 @@ def fit(
     views: int = 1,
     seed: int = 0,
     engine: str = "auto",
+    precision: str = "auto",
     out: Path | str | None = None,
     listener: Listener | None = None,
 ) -> Result:
@@ -89,7 +90,9 @@ def fit(
         epochs: Epochs of a full fine-tune; None takes about 600 steps' worth.
         views: Stored views of each training sample; the first is the plain one.
         seed: Of the order of samples, dropout and augmentation.
-        engine: What runs the frozen part: "auto", "torch" or "openvino".
+        engine: What runs the frozen part: "torch", "openvino", "compile" (torch.compile), or "auto", which measures.
+        precision: "auto" computes kept rows in bfloat16 where that is measured to be worth it and differs by at most a
+            hundredth of the largest value; "float32" never does. Votes are always computed in float32.
         out: Run folder; None makes one under `runs/`, named after the task.
         listener: Hears every `Event`.
 
@@ -111,7 +114,7 @@ def fit(
         >>> fl.fit(fl.Task(net, *part), depth=1, epochs=2, engine="torch", out=tmp / "run").depth
         1
     """
-    check_arguments(budget, epochs, views)
+    check_arguments(budget, epochs, views, precision)
     folder = Path(out) if out is not None else Path("runs") / task.fingerprint[:8]
     asked = Arguments(
         task=task.fingerprint,
@@ -121,6 +124,7 @@ def fit(
         views=views,
         seed=seed,
         engine=engine,
+        precision=precision,
     )
     check_writable(folder)
     with hold(folder):
@@ -134,7 +138,7 @@ def fit(
         return Result(folder, read_record(folder / "evidence.json", Evidence), task.model)
 
 
-def check_arguments(budget: float, epochs: int | None, views: int) -> None:
+def check_arguments(budget: float, epochs: int | None, views: int, precision: str) -> None:
     """Refuse values outside their range before any work."""
     if not budget > 0:
         raise BadArgument(f"BadArgument: budget is {budget}; it must be above 0 full fine-tunes. 1.0 is the default.")
@@ -142,6 +146,8 @@ def check_arguments(budget: float, epochs: int | None, views: int) -> None:
         raise BadArgument(f"BadArgument: epochs is {epochs}; at least 1 is needed. Leave it out for the default.")
     if views < 1:
         raise BadArgument(f"BadArgument: views is {views}; at least 1 is needed, the plain picture.")
+    if precision not in PRECISIONS:
+        raise BadArgument(f"BadArgument: precision is {precision!r}; it must be one of {', '.join(PRECISIONS)}.")
 
 
 def claim(folder: Path, asked: Arguments) -> None:
@@ -183,11 +189,13 @@ def prepare(site: Site, asked: Arguments, wanted: int | None) -> tuple[Prior, Pl
         site.listener(Event(phase="measure", note="plan written", done=1, total=1))
         return read_record(prior_file, Prior), read_record(plan_file, Plan)
     inputs = site.task.train.read(range(min(BATCH, len(site.task.train))))
-    pooled = Pooled(site.base, site.graph)
     with site.spent("compile"):
         site.listener(Event(phase="measure", note="trying the engines", done=0, total=1))
-        found = pick(pooled, inputs, engine=asked.engine)
-        engine = compiled(pooled, inputs, engine=found.engine, precision=found.precision)
+        rows = len(site.task.train) * asked.views + len(site.task.valid)
+        deepest = Frozen(site.base, site.graph, site.graph.open_depths[-1]).module
+        found = pick(deepest, inputs, engine=asked.engine, precision=asked.precision, rows=rows)
+        # Votes differ by less than fewer bits would add, so they are always computed in full precision.
+        engine = compiled(Pooled(site.base, site.graph), inputs, engine=found.engine, piece=found.piece)
     with site.spent("probe"):
         prior = probe(
             site.graph,
@@ -448,6 +456,7 @@ def plan(
     views: int = 1,
     seed: int = 0,
     engine: str = "auto",
+    precision: str = "auto",
     listener: Listener | None = None,
 ) -> Plan:
     """Say what every depth would cost, without training.
@@ -460,6 +469,7 @@ def plan(
         views: As in `fit`.
         seed: As in `fit`.
         engine: As in `fit`.
+        precision: As in `fit`.
         listener: Hears every `Event`.
 
     Returns:
@@ -473,9 +483,16 @@ def plan(
         >>> [forecast.depth for forecast in fl.plan(fl.Task(net, *part), engine="torch").forecasts]
         [0, 1]
     """
-    check_arguments(budget, epochs, views)
+    check_arguments(budget, epochs, views, precision)
     asked = Arguments(
-        task=task.fingerprint, depth=str(depth), budget=budget, epochs=epochs, views=views, seed=seed, engine=engine
+        task=task.fingerprint,
+        depth=str(depth),
+        budget=budget,
+        epochs=epochs,
+        views=views,
+        seed=seed,
+        engine=engine,
+        precision=precision,
     )
     with TemporaryDirectory() as folder:
         site = set_out(task, Path(folder), listener or silent)

@@ -35,7 +35,7 @@ class Site:
     graph: CutGraph
     clock: Clock
     listener: Listener
-    engines: dict[tuple[int, str], Compiled] = field(default_factory=dict)
+    engines: dict[tuple[int, str, str], Compiled] = field(default_factory=dict)
 
     def spent(self, phase: str) -> AbstractContextManager[None]:
         """Count what happens inside as seconds of this phase."""
@@ -130,14 +130,14 @@ def rows_of(site: Site, parts: Split, samples: Samples, *, part: str, plan: Plan
     samples = with_views(samples, views)
     if parts.depth == 0:
         return samples
-    engine = plan.rates.engine
+    report = plan.rates.engine
 
-    def compiler(module: nn.Module, example: tuple[torch.Tensor, ...], *, engine: str) -> Compiled:
+    def compiler(module: nn.Module, example: tuple[torch.Tensor, ...], *, engine: str, precision: str) -> Compiled:
         # Compiling takes seconds; training, validation and test part of a depth share it.
-        key = (parts.depth, engine)
+        key = (parts.depth, engine, precision)
         if key not in site.engines:
             with site.spent("compile"):
-                site.engines[key] = compiled(module, example, engine=engine)
+                site.engines[key] = compiled(module, example, engine=engine, precision=precision, piece=report.piece)
         return site.engines[key]
 
     with site.spent("store"):
@@ -145,8 +145,8 @@ def rows_of(site: Site, parts: Split, samples: Samples, *, part: str, plan: Plan
             parts.frozen,
             samples,
             site.folder / "store" / f"{part}-{parts.depth:02d}",
-            engine=engine.engine,
-            precision=engine.precision,
+            engine=report.engine,
+            precision=report.precision,
             views=views,
             batch_size=BATCH,
             compiler=compiler,

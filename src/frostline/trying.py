@@ -498,7 +498,8 @@ def pooled(
 ) -> Callable[[tuple[torch.Tensor, ...]], tuple[torch.Tensor, ...]]:
     """A function from inputs to pooled features by open depth, and the head's own inputs."""
     first = samples.read(range(min(BATCH, len(samples))))
-    return compiled(Pooled(network, bench.site.graph), first, engine=bench.plan.rates.engine.engine)
+    engine = bench.plan.rates.engine
+    return compiled(Pooled(network, bench.site.graph), first, engine=engine.engine, piece=engine.piece)
 
 
 # --- how far a trained network has gone -------------------------------------------------------
