@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from frostline import features, fingerprint
-from frostline.data import TensorSamples
+from frostline.data import Reading, TensorSamples
 from frostline.engines import filled, relative_error
 from frostline.errors import (
     BadArgument,
@@ -26,7 +26,8 @@ from frostline.errors import (
 )
 from frostline.events import Event
 from frostline.features import cache, open_store
-from frostline.records import Wire
+from frostline.pictures import Pictures
+from frostline.records import Preprocessing, Wire
 
 QUICK = settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
@@ -389,9 +390,10 @@ KILLED = """
 import os, signal, sys
 from pathlib import Path
 import torch
-from frostline.data import TensorSamples
+from frostline.data import Reading, TensorSamples
 from frostline.features import cache
-from frostline.records import Wire
+from frostline.pictures import Pictures
+from frostline.records import Preprocessing, Wire
 
 class Frozen:
     fingerprint = "f"
@@ -527,6 +529,35 @@ def test_the_listener_hears_every_row_once(tmp_path):
 
     assert [event.done for event in heard] == [0, 4, 8, 10]
     assert all(isinstance(event, Event) and (event.phase, event.total) == ("store", 10) for event in heard)
+
+
+def test_the_listener_hears_what_the_pass_waits_for(tmp_path, monkeypatch):
+    heard = []
+    monkeypatch.setattr(Reading, "note", "waiting for pictures")
+
+    cache(frozen_part(), pictures(), tmp_path / "store", batch_size=4, listener=heard.append)
+
+    assert heard[0].note == "wire 0, wire 1"
+    assert [event.note for event in heard[1:]] == ["wire 0, wire 1: waiting for pictures"] * 3
+
+
+def test_pictures_are_computed_from_their_bytes_with_the_bits_of_their_inputs(tmp_path):
+    drawn = torch.Generator().manual_seed(0)
+    pixels = torch.randint(0, 256, (10, 12, 12, 3), generator=drawn, dtype=torch.uint8).numpy()
+    part = Pictures(
+        pixels,
+        range(10),
+        torch.arange(10) % 2,
+        names=tuple(map(str, range(10))),
+        digests=tuple(map(str, range(10))),
+        preprocessing=Preprocessing(image_size=12, mean=(0.5, 0.4, 0.3), std=(0.5, 0.25, 0.2)),
+    )
+    frozen = FakeFrozen(small_net().to(memory_format=torch.channels_last), part.read(range(4)))
+
+    store = cache(frozen, part, tmp_path / "store", batch_size=5)
+
+    for kept, computed in zip(store.read(range(5)), frozen(*part.read(range(5))), strict=True):
+        assert torch.equal(kept, computed)
 
 
 def test_no_thread_and_no_file_stays_open(tmp_path):

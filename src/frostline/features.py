@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol, final
 import torch
 from torch import Tensor, nn
 
+from frostline.data import Feed, Reading, feed_of
 from frostline.engines import ENGINES, LARGEST_ERROR, Compiled, Compiler, filled, quickest, relative_error
 from frostline.errors import (
     BadArgument,
@@ -41,6 +42,9 @@ if TYPE_CHECKING:
     from frostline.data import Samples
 
 _MANIFEST = "manifest.json"
+
+JUDGED = 4
+"""Rows of a batch that torch computes again to judge an engine; whole ones would be a good part of a short pass."""
 
 _log = logging.getLogger("frostline.features")
 
@@ -271,20 +275,25 @@ def _build(
 ) -> StoreManifest:
     start = time.perf_counter()
     _refuse_unrepeatable(samples, key.views)
-    batches = _batches(samples, key.views, batch_size)
-    first = next(batches)
-    # What Python has looked at in one batch is fixed in a converted network: another batch must tell.
-    last = samples.read(range(max(0, len(samples) - batch_size), len(samples)), view=key.views - 1)
-    judged = (first.inputs, tuple(filled(tensor, batch_size) for tensor in last))
-    chosen = _chosen(frozen, judged, key, compiler)
+    feed = feed_of(samples, key.views)
+    order = _order(len(samples), key.views, batch_size)
     rounding = 0.0
     names = [f"wire{index}.bin" for index in range(len(layouts))]
     with ExitStack() as open_files:
         with explained(part):
             writers = [open_files.enter_context(RowWriter(part / name)) for name in names]
+        reading = open_files.enter_context(Reading(samples, order, feed.read))
+        batches = (
+            _Batch(view, rows, tuple(filled(tensor, batch_size) for tensor in inputs))
+            for (view, rows), inputs in zip(order, reading, strict=True)
+        )
+        first = next(batches)
+        # What Python has looked at in one batch is fixed in a converted network: another batch must tell.
+        last = feed.read(range(max(0, len(samples) - batch_size), len(samples)), key.views - 1)
+        judged = (first.inputs, tuple(filled(tensor, batch_size) for tensor in last))
+        chosen = _chosen(frozen, feed, judged, key, compiler)
         every = itertools.chain([first], batches)
-        note, total = ", ".join(wire.name for wire in key.wires), len(samples) * key.views
-        for batch in _reported(every, listener, note=note, total=total):
+        for batch in _reported(every, reading, listener, key=key, total=len(samples) * key.views):
             wires = chosen.run(batch.inputs)
             _refuse_other_sizes(wires, layouts, batch, samples)
             kept = [layout.to_rows(wire) for layout, wire in zip(layouts, wires, strict=True)]
@@ -328,23 +337,21 @@ def _finished(name: str, layout: Layout, writer: RowWriter) -> RowFile:
     )
 
 
-def _batches(samples: "Samples", views: int, batch_size: int) -> Iterator[_Batch]:
-    """Read full batches; the last of a view is filled up."""
-    # Reading ahead on a thread was 4 to 28 % slower on two cores: torch gives each thread its own team.
-    for view in range(views):
-        for start in range(0, len(samples), batch_size):
-            rows = range(start, min(start + batch_size, len(samples)))
-            inputs = samples.read(rows, view=view)
-            yield _Batch(view, rows, tuple(filled(tensor, batch_size) for tensor in inputs))
+def _order(samples: int, views: int, batch_size: int) -> list[tuple[int, range]]:
+    starts = range(0, samples, batch_size)
+    return [(view, range(start, min(start + batch_size, samples))) for view in range(views) for start in starts]
 
 
-def _reported(batches: Iterable[_Batch], listener: Listener, *, note: str, total: int) -> Iterator[_Batch]:
+def _reported(
+    batches: Iterable[_Batch], reading: Reading, listener: Listener, *, key: StoreKey, total: int
+) -> Iterator[_Batch]:
+    wires = ", ".join(wire.name for wire in key.wires)
     done = 0
-    listener(Event(phase="store", note=note, done=done, total=total, unit="rows"))
+    listener(Event(phase="store", note=wires, done=done, total=total, unit="rows"))
     for batch in batches:
         yield batch
         done += len(batch.rows)
-        listener(Event(phase="store", note=note, done=done, total=total, unit="rows"))
+        listener(Event(phase="store", note=f"{wires}: {reading.note}", done=done, total=total, unit="rows"))
 
 
 class _Chosen(NamedTuple):
@@ -357,26 +364,40 @@ class _Chosen(NamedTuple):
     error: float = 0.0
 
 
-def _chosen(frozen: Frozen, judged: tuple[tuple[Tensor, ...], ...], key: StoreKey, compiler: Compiler) -> _Chosen:
+def _chosen(
+    frozen: Frozen, feed: Feed, judged: tuple[tuple[Tensor, ...], ...], key: StoreKey, compiler: Compiler
+) -> _Chosen:
     """Take the engine that was asked for if its outputs are torch's; else try it in full precision, else torch."""
 
     def plain(inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        return tuple(frozen(*inputs))
+        return tuple(frozen(*feed.finished(inputs)))
 
     if (key.engine, key.precision) == ("torch", "float32"):
         return _Chosen(plain)
     reasons: list[str] = []
     for precision in dict.fromkeys((key.precision, "float32")):
-        other = compiler(frozen.module, judged[0], engine=key.engine, precision=precision)
+        other = compiler(feed.before(frozen.module), judged[0], engine=key.engine, precision=precision)
         if (other.engine, other.precision) == ("torch", "float32"):
             reasons += [other.why] if other.why else []
             break
-        error = max(relative_error(other(inputs), plain(inputs)) for inputs in judged)
+        error = max(_error(other(inputs), plain(tuple(x[:JUDGED] for x in inputs)), key.wires) for inputs in judged)
         if error <= LARGEST_ERROR[other.precision]:
             return _Chosen(other, other.engine, other.precision, "; ".join(reasons), error)
         reasons.append(f"{other.spoken} is {error:.1e} away from torch's outputs")
         _log.warning("%s; it does not run the frozen part", reasons[-1])
     return _Chosen(plain, why="; ".join(reasons))
+
+
+def _error(wires: tuple[Tensor, ...], wanted: tuple[Tensor, ...], kinds: tuple[Wire, ...]) -> float:
+    """How far the first rows of a batch are from what they should be."""
+    layouts = [Layout(kind) for kind in kinds]
+    if len(wires) != len(kinds) or not all(map(Layout.fits, layouts, wires)):
+        return float("inf")
+    found, right = (
+        tuple(layout.to_rows(wire)[:JUDGED] for layout, wire in zip(layouts, each, strict=True))
+        for each in (wires, wanted)
+    )
+    return relative_error(found, right)
 
 
 def _measuring(rows: int) -> Compiler:

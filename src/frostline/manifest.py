@@ -50,7 +50,7 @@ class StoreManifest(Record):
         precision: Of its arithmetic.
         why: Why that is not what was asked for, or "".
         batch_size: B at which every row was computed.
-        error: Largest difference to plain torch on the first and the last batch, relative to the largest value.
+        error: Largest difference to plain torch on rows of the first and the last batch, relative to the largest value.
         rounding: Largest difference that "float16" adds on the first batch, in the same way.
         seconds: What computing and writing took.
         torch: Version of torch.

@@ -20,6 +20,7 @@ from frostline.claims import gather
 from frostline.comparing import by_key, chain_of
 from frostline.copies import copy_of
 from frostline.cost import stage_seconds, step_seconds
+from frostline.data import decoding_seconds, feed_of
 from frostline.delta import apply_delta, save_delta
 from frostline.engines import PRECISIONS, compiled, pick
 from frostline.errors import BadArgument, CutNotProven, FrostlineError, RunOfOtherArguments, StoreTooLarge
@@ -51,7 +52,7 @@ from frostline.reporting import report
 from frostline.result import Result
 from frostline.scoring import outputs_of, score
 from frostline.seeing import see
-from frostline.site import BATCH, Site, diary, live_flops, proof, rows_of, set_out
+from frostline.site import BATCH, Site, diary, live_flops, proof, read_all, rows_of, set_out
 from frostline.splitting import Frozen, split
 from frostline.task import Task
 from frostline.tuning import load_best, train_step, tune
@@ -187,29 +188,14 @@ def prepare(site: Site, asked: Arguments, wanted: int | None) -> tuple[Prior, Pl
     prior_file, plan_file = site.folder / "prior.json", site.folder / "plan.json"
     if plan_file.exists():
         site.listener(Event(phase="measure", note="plan written", done=1, total=1))
+        read_all(site)
         return read_record(prior_file, Prior), read_record(plan_file, Plan)
-    inputs = site.task.train.read(range(min(BATCH, len(site.task.train))))
-    with site.spent("compile"):
-        site.listener(Event(phase="measure", note="trying the engines", done=0, total=1))
-        rows = len(site.task.train) * asked.views + len(site.task.valid)
-        deepest = Frozen(site.base, site.graph, site.graph.open_depths[-1]).module
-        found = pick(deepest, inputs, engine=asked.engine, precision=asked.precision, rows=rows)
-        # Votes differ by less than fewer bits would add, so they are always computed in full precision.
-        engine = compiled(Pooled(site.base, site.graph), inputs, engine=found.engine, piece=found.piece)
-    with site.spent("probe"):
-        prior = probe(
-            site.graph,
-            site.task.train,
-            engine,
-            folder=site.folder,
-            balanced=site.task.is_balanced,
-            listener=site.listener,
-            batch_size=BATCH,
-        )
-        write_record(prior_file, prior)
+    prior, found = first_pass(site, asked)
+    write_record(prior_file, prior)
+    read_all(site)
     with site.spent("measure"):
         recipe = Recipe(batch_size=BATCH)
-        rates = measure(site, inputs, found, recipe)
+        rates = measure(site, found, recipe)
         plan = search.plan(
             site.graph,
             prior,
@@ -239,8 +225,38 @@ def prepare(site: Site, asked: Arguments, wanted: int | None) -> tuple[Prior, Pl
     return prior, plan
 
 
-def measure(site: Site, inputs: tuple[torch.Tensor, ...], engine: EngineReport, recipe: Recipe) -> Rates:
+def first_pass(site: Site, asked: Arguments) -> tuple[Prior, EngineReport]:
+    """Pick the engine, and let every depth vote while the training pictures are decoded."""
+    train = site.task.train
+    feed = feed_of(train)
+    with site.spent("compile"):
+        site.listener(Event(phase="measure", note="trying the engines", done=0, total=1))
+        example = feed.read(range(min(BATCH, len(train))), 0)
+        deepest = feed.before(Frozen(site.base, site.graph, site.graph.open_depths[-1]).module)
+        rows = len(train) * asked.views + len(site.task.valid)
+        found = pick(deepest, example, engine=asked.engine, precision=asked.precision, rows=rows)
+        # Votes differ by less than fewer bits would add, so they are always computed in full precision.
+        pooled = feed.before(Pooled(site.base, site.graph))
+        engine = compiled(pooled, example, engine=found.engine, piece=found.piece)
+    with site.spent("probe"):
+        before = decoding_seconds(train)
+        prior = probe(
+            site.graph,
+            train,
+            engine,
+            folder=site.folder,
+            read=feed.read,
+            balanced=site.task.is_balanced,
+            listener=site.listener,
+            batch_size=BATCH,
+        )
+        site.clock.move(decoding_seconds(train) - before, source="probe", target="read")
+    return prior, found
+
+
+def measure(site: Site, engine: EngineReport, recipe: Recipe) -> Rates:
     """Time five training steps with nothing frozen, and where a forward pass spends its seconds."""
+    inputs = site.task.train.read(range(min(BATCH, len(site.task.train))))
     site.listener(Event(phase="measure", note="timing five steps", done=0, total=1))
     whole = split(site.base, site.graph, 0).live
     labels = site.task.train.labels[: len(inputs[0])]
