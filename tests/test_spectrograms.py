@@ -30,6 +30,14 @@ def test_low_tones_are_at_the_bottom(pitch, length):
     assert abs((1 - rows.argmax() / (SIDES[1] - 1)) - 2 * pitch) < 0.08
 
 
+@pytest.mark.parametrize("length", [300, 2000])
+def test_two_near_tones_are_two_lines(length):
+    rows = np.asarray(spectrogram(tone(0.2, length) + tone(0.28, length)), dtype=float).mean(axis=1)
+
+    first, second = (round(SIDES[1] * (1 - 2 * pitch)) for pitch in (0.2, 0.28))
+    assert min(rows[first], rows[second]) > 1.5 * rows[(first + second) // 2]
+
+
 def test_time_runs_to_the_right():
     columns = np.asarray(spectrogram(torch.cat([torch.zeros(900), tone(0.2, 300)])), dtype=float).sum(axis=0)
 

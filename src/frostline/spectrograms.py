@@ -38,10 +38,7 @@ def spectrogram(wave: torch.Tensor) -> Image.Image:
         pad_mode="constant",
         return_complex=True,
     ).abs()
-    loudest = found.max()
-    # What rounding leaves of a constant is no sound.
-    if loudest <= 1e-6 * window * values.abs().max():
-        return Image.new("L", SIDES)
-    decibels = 20 * (found / loudest).clamp_min(1e-9).log10()
+    # Silence has no loudest tone to be divided by.
+    decibels = 20 * (found / found.max().clamp_min(1e-300)).clamp_min(1e-9).log10()
     pixels = ((decibels / _RANGE + 1).clamp(0, 1) * 255).round().byte().flip(0)
     return Image.fromarray(pixels.numpy()).resize(SIDES, Image.Resampling.BILINEAR)
