@@ -241,7 +241,7 @@ def test_every_picture_is_decoded_and_large_enough_to_be_looked_at(browser, repo
             "Array.from(document.images, (image) => [image.naturalWidth, image.clientWidth, image.clientHeight])"
         )
 
-        assert len(pictures) == 32 + 18 * 3 * 4 + 12
+        assert len(pictures) == 32 + 18 * 3 * 4 + 12 + 3
         assert all(width > 0 for width, _, _ in pictures)
         assert min(side for _, *sides in pictures for side in sides) >= 48
         assert page.trouble == []
