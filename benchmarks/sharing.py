@@ -20,9 +20,9 @@ train the same weights on the same batches from the same seeds:
 
 `speedup` is usual / shared, to be 4 or more. `of_flops` is unshared / shared (the stores with their proofs, and the
 trainings), as a share of the same ratio in counted operations, to be .9 or more. `largest_difference` is that of any
-validation loss and accuracy between *usual* and *shared*, over all configurations and epochs. `by_configuration` is
-the spread of usual / shared over the trainings alone. Each configuration's arms run one after the other, in another
-order each time. Started again, the command goes on with what is missing. A small trial is
+validation loss (to be .001 at most) and accuracy between *usual* and *shared*, over all configurations and epochs.
+`by_configuration` is the spread of usual / shared over the trainings alone. Each configuration's arms run one after
+the other, in another order each time. Started again, the command goes on with what is missing. A small trial is
 
     python benchmarks/sharing.py DATA --work FOLDER --json OUT --limit 80 --image-size 32 --epochs 1 --workers 0
 
@@ -71,6 +71,8 @@ SEED = 0
 SPLIT_SEED = 0
 STORE_BATCH = 32
 BARS = {"speedup": 4.0, "of_flops": 0.9}
+SAME_LOSS = 1e-3
+"""Losses no further apart are the same: stored rows are computed at another batch size, by another engine."""
 
 Curve = list[tuple[float, float]]
 
@@ -188,16 +190,16 @@ class Files(Dataset):
 
 
 class Turns:
-    """A batch sampler that gives another epoch's batches each time."""
+    """A batch sampler that gives the batches of the epoch that is set."""
 
     def __init__(self, samples: int, spec: TrialSpec) -> None:
-        self.samples, self.spec, self.epoch = samples, spec, 0
+        self.samples, self.spec, self.epoch = samples, spec, 1
 
     def __len__(self) -> int:
         return len(_batches(self.samples, self.spec, 1))
 
     def __iter__(self) -> Iterator[list[int]]:
-        self.epoch += 1
+        # A loader with workers asks twice before its first batch, so counting the calls would not do.
         return iter([batch.tolist() for batch in _batches(self.samples, self.spec, self.epoch)])
 
 
@@ -207,7 +209,8 @@ def usual(work: Workload, spec: TrialSpec) -> Curve:
     device = torch.device("cpu")
     stays = {"num_workers": work.options.workers, "persistent_workers": work.options.workers > 0}
     train, valid = (Files(work, part.names, part.labels) for part in (work.train, work.valid))
-    learnt = DataLoader(train, batch_sampler=Turns(len(train), spec), **stays)
+    turns = Turns(len(train), spec)
+    learnt = DataLoader(train, batch_sampler=turns, **stays)
     scored = DataLoader(valid, batch_size=spec.recipe.batch_size, **stays)
     network = copy_of(work.base).to(memory_format=order)
     fl.freeze(network, spec.depth, work.graph)
@@ -215,7 +218,8 @@ def usual(work: Workload, spec: TrialSpec) -> Curve:
     curve: Curve = []
     step = 0
     with _no_denormals(), _own_randomness(device):
-        for _ in range(int(spec.epochs)):
+        for epoch in range(1, int(spec.epochs) + 1):
+            turns.epoch = epoch
             _train_mode(network, spec.recipe)
             for pictures, labels in learnt:
                 step += 1
@@ -359,7 +363,7 @@ def summary(work: Workload, ledger: Ledger) -> dict[str, Any]:
         "largest_difference": {"loss": max(differences[0]), "accuracy": max(differences[1])},
     }
     return found | {
-        "holds": all(found[name] >= bar for name, bar in BARS.items()),
+        "holds": all(found[name] >= bar for name, bar in BARS.items()) and max(differences[0]) <= SAME_LOSS,
         "by_configuration": {
             "median": round(statistics.median(by_config), 2),
             "low": round(min(by_config), 2),
