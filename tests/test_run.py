@@ -16,19 +16,11 @@ from torch import nn
 
 import frostline as fl
 from frostline import run as flow
-from frostline.errors import (
-    AllTrialsFailed,
-    BadArgument,
-    BadSample,
-    CutNotProven,
-    RunBusy,
-    RunOfOtherArguments,
-    StoreTooLarge,
-)
+from frostline.errors import AllTrialsFailed, BadArgument, CutNotProven, RunBusy, RunOfOtherArguments, StoreTooLarge
 from frostline.events import Event
 from frostline.files import hold, read_records
 from frostline.records import Recipe, Trial, TrialSpec
-from frostline.testing import CLOSE, specimen
+from frostline.testing import CLOSE
 
 NETWORK = """
 import torch
@@ -254,34 +246,6 @@ def test_a_search_broken_off_goes_on_from_the_trials_it_has(tmp_path):
     assert gone_on.test == whole.test
 
 
-def striped_task(folder: Path) -> fl.Task:
-    (folder / "nets.py").write_text(NETWORK)
-    return fl.load_task(write_stripes(folder / "data", samples=12), model=f"{folder / 'nets.py'}:make", image_size=24)
-
-
-def test_a_damaged_picture_of_the_test_part_is_named_before_anything_is_trained(tmp_path):
-    task, heard = striped_task(tmp_path), []
-    name = task.test.names[0]
-    (tmp_path / "data" / name).write_bytes(b"junk")
-
-    with pytest.raises(BadSample, match=name):
-        fl.fit(task, epochs=2, engine="torch", out=tmp_path / "run", listener=heard.append)
-
-    assert "train" not in {event.phase for event in heard}
-    assert trials_in(tmp_path / "run") == 0
-
-
-def test_decoding_in_the_first_pass_counts_as_reading_and_not_as_cost(tmp_path):
-    task, heard = striped_task(tmp_path), []
-
-    result = fl.fit(task, depth=-1, epochs=2, engine="torch", out=tmp_path / "run", listener=heard.append)
-
-    seconds = dict(result.cost.by_phase)
-    assert seconds["read"] > 0
-    assert result.cost.seconds < sum(seconds.values())
-    assert any(event.phase == "probe" and "waiting for" in event.note for event in heard)
-
-
 def trials_in(folder: Path) -> int:
     file = folder / "trials.jsonl"
     return len(read_records(file, Trial)) if file.exists() else 0
@@ -308,22 +272,6 @@ def test_plan_predicts_every_open_depth_and_trains_nothing(tmp_path, monkeypatch
     assert [forecast.depth for forecast in plan.forecasts] == [0, 1, 2]
     assert plan.forecasts[0].store_bytes == 0
     assert list(tmp_path.iterdir()) == []
-
-
-def test_a_run_on_texts_shows_their_tokens_and_no_padding(tmp_path):
-    draws = torch.Generator().manual_seed(0)
-    ids = torch.randint(0, 10, (90, 6), generator=draws)
-    is_padding = torch.arange(6) >= torch.randint(2, 7, (90, 1), generator=draws)
-    labels = ids[:, 0] % 3
-    words = [f"word{token}" for token in range(10)] + ["[PAD]"]
-    ids = ids.masked_fill(is_padding, 10)
-    part = [fl.TensorSamples((ids[k::3], is_padding[k::3]), labels[k::3], words=words) for k in range(3)]
-
-    fl.fit(fl.Task(specimen("padded_tokens").model, *part), epochs=1, engine="torch", out=tmp_path / "run")
-
-    text = (tmp_path / "run" / "report.html").read_text("utf-8")
-    assert "<mark>word" in text
-    assert "[PAD]" not in text
 
 
 class Recomputed:
