@@ -20,7 +20,7 @@ from frostline.errors import AllTrialsFailed, BadArgument, CutNotProven, RunBusy
 from frostline.events import Event
 from frostline.files import hold, read_records
 from frostline.records import Recipe, Trial, TrialSpec
-from frostline.testing import CLOSE
+from frostline.testing import CLOSE, specimen
 
 NETWORK = """
 import torch
@@ -272,6 +272,22 @@ def test_plan_predicts_every_open_depth_and_trains_nothing(tmp_path, monkeypatch
     assert [forecast.depth for forecast in plan.forecasts] == [0, 1, 2]
     assert plan.forecasts[0].store_bytes == 0
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_run_on_texts_shows_their_tokens_and_no_padding(tmp_path):
+    draws = torch.Generator().manual_seed(0)
+    ids = torch.randint(0, 10, (90, 6), generator=draws)
+    is_padding = torch.arange(6) >= torch.randint(2, 7, (90, 1), generator=draws)
+    labels = ids[:, 0] % 3
+    words = [f"word{token}" for token in range(10)] + ["[PAD]"]
+    ids = ids.masked_fill(is_padding, 10)
+    part = [fl.TensorSamples((ids[k::3], is_padding[k::3]), labels[k::3], words=words) for k in range(3)]
+
+    fl.fit(fl.Task(specimen("padded_tokens").model, *part), epochs=1, engine="torch", out=tmp_path / "run")
+
+    text = (tmp_path / "run" / "report.html").read_text("utf-8")
+    assert "<mark>word" in text
+    assert "[PAD]" not in text
 
 
 class Recomputed:
