@@ -48,14 +48,12 @@ class Setting:
     """One way to use one tool.
 
     Args:
-        package: What has to be installed.
-        loop: Module of this folder.
+        package: What has to be installed; its loop is the module of this folder that is named after it.
         words: The setting as a person would say it.
         options: What the loop is told.
     """
 
     package: str
-    loop: str
     words: str
     options: Mapping[str, Any] = field(default_factory=dict)
 
@@ -69,88 +67,73 @@ TRAINER = "Trainer and TrainingArguments as by default but for 10 epochs: batch 
 TRAINER_TUNED = f"10 epochs, batch 32, AdamW 1e-3 with warm-up and cosine, channels-last, {IN_MEMORY}, nothing saved"
 
 SETTINGS = {
-    "frostline": Setting("frostline", "with_frostline", "fit with its defaults, the search included", {"budget": 1.0}),
-    "frostline, budget 0.4": Setting("frostline", "with_frostline", "fit with --budget 0.4", {"budget": 0.4}),
+    "frostline": Setting("frostline", "fit with its defaults, the search included", {"budget": 1.0}),
+    "frostline, budget 0.4": Setting("frostline", "fit with --budget 0.4", {"budget": 0.4}),
     "fastai, augmented": Setting(
         "fastai",
-        "with_fastai",
         "vision_learner with its own head, Resize, aug_transforms(), fine_tune(10), batch 64, as many workers as cores",
         {"augments": True, "is_tuned": False},
     ),
     "fastai": Setting(
         "fastai",
-        "with_fastai",
         "vision_learner with its own head, Resize, fine_tune(10), batch 64, as many workers as cores",
         {"augments": False, "is_tuned": False},
     ),
     "fastai, augmented, tuned": Setting(
         "fastai",
-        "with_fastai",
         f"vision_learner with its own head, aug_transforms(), fine_tune(10), batch 32, channels-last, {IN_MEMORY}, "
         "0 workers",
         {"augments": True, "is_tuned": True},
     ),
     "fastai, tuned": Setting(
         "fastai",
-        "with_fastai",
         f"vision_learner with its own head, fine_tune(10), batch 32, channels-last, {IN_MEMORY}, 0 workers",
         {"augments": False, "is_tuned": True},
     ),
     "torch": Setting(
         "torch",
-        "with_torch",
         "plain loop, nothing frozen, 10 epochs, batch 32, 0 workers, AdamW 1e-3 throughout, best epoch by validation",
         {"is_tuned": False},
     ),
     "torch, tuned": Setting(
         "torch",
-        "with_torch",
         "plain loop, nothing frozen, 10 epochs, batch 32, AdamW 1e-3 with warm-up and cosine, batch norm's pretrained "
         f"statistics, channels-last, {IN_MEMORY}, best epoch by validation",
         {"is_tuned": True},
     ),
     "lightning": Setting(
         "lightning",
-        "with_lightning",
         f"{LIGHTNING} 1e-3, batch 32, 0 workers, logs and checkpoints as by default",
         {"is_tuned": False},
     ),
     "lightning, tuned": Setting(
         "lightning",
-        "with_lightning",
         f"{LIGHTNING} 1e-3, train_bn=False, batch 32, channels-last, {IN_MEMORY}, no logs, no checkpoints",
         {"is_tuned": True},
     ),
     "transformers, frozen": Setting(
         "transformers",
-        "with_transformers",
         f"backbone with requires_grad=False; {TRAINER}",
         {"freezes": True, "is_tuned": False},
     ),
     "transformers, frozen, tuned": Setting(
         "transformers",
-        "with_transformers",
         f"backbone with requires_grad=False and in eval mode; {TRAINER_TUNED}",
         {"freezes": True, "is_tuned": True},
     ),
-    "transformers": Setting(
-        "transformers", "with_transformers", f"nothing frozen; {TRAINER}", {"freezes": False, "is_tuned": False}
-    ),
+    "transformers": Setting("transformers", f"nothing frozen; {TRAINER}", {"freezes": False, "is_tuned": False}),
     "transformers, tuned": Setting(
         "transformers",
-        "with_transformers",
         f"nothing frozen, batch norm's pretrained statistics; {TRAINER_TUNED}",
         {"freezes": False, "is_tuned": True},
     ),
     "keras": Setting(
         "keras",
-        "with_keras",
         f"{KERAS} 1e-3, then 1e-5, as in its guide to fine-tuning; batch 32, 0 workers",
         {"is_tuned": False},
     ),
     "keras, tuned": Setting(
         "keras",
-        "with_keras",
         f"{KERAS} 1e-3, then 1e-3 with a cosine; batch 32, channels-last, {IN_MEMORY}",
         {"is_tuned": True},
     ),

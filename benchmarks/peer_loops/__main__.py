@@ -23,7 +23,7 @@ def main() -> None:
     job = Job(options.data, options.scratch, options.image_size, options.epochs, options.seed)
     # Tools print as they like; the last line of stdout is ours.
     with contextlib.redirect_stdout(sys.stderr):
-        loop = importlib.import_module(f"peer_loops.{setting.loop}")
+        loop = importlib.import_module(f"peer_loops.with_{setting.package}")
         job.mark("imported")
         answers = loop.run(job, **setting.options)
         job.mark("answered")

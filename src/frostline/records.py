@@ -379,3 +379,8 @@ class Evidence(Record):
     cost: Cost
     parameters_live: int
     claims: tuple[Claim, ...] = ()
+
+    @property
+    def chosen_trial(self) -> Trial | None:
+        """The trial that was chosen; None where it is not among the trials."""
+        return next((trial for trial in self.trials if trial.spec.key == self.choice.trial), None)

@@ -217,10 +217,8 @@ _Show = Callable[[int, int, Field], Crop]
 
 
 def _picture_sights(net: nn.Module, graph: CutGraph, shown: _Shown) -> tuple[Sight, ...]:
-    rows, device = _looked_at(shown), next(net.parameters()).device
-
-    def pictures(places: Sequence[int]) -> torch.Tensor:
-        return shown.samples.read([rows[place] for place in places])[0].to(device)
+    rows = _looked_at(shown)
+    pictures = _reading(shown, rows, net)
 
     def show(place: int, position: int, field: Field) -> Crop:
         picture = shown.picture(rows[place])
@@ -237,11 +235,8 @@ def _picture_sights(net: nn.Module, graph: CutGraph, shown: _Shown) -> tuple[Sig
 
 
 def _sound_sights(net: nn.Module, graph: CutGraph, shown: _Shown) -> tuple[Sight, ...]:
-    rows, device = _looked_at(shown), next(net.parameters()).device
-
-    def sounds(places: Sequence[int]) -> torch.Tensor:
-        return shown.samples.read([rows[place] for place in places])[0].to(device)
-
+    rows = _looked_at(shown)
+    sounds = _reading(shown, rows, net)
     few = sounds(range(min(4, len(rows))))
     whole = few.shape[-1]
 
@@ -300,6 +295,12 @@ def _text_sights(net: nn.Module, graph: CutGraph, shown: _Shown) -> tuple[Sight,
 
 def _looked_at(shown: _Shown) -> list[int]:
     return in_turns(shown.samples.labels, seed=0)[:MOST_SAMPLES].tolist()
+
+
+def _reading(shown: _Shown, rows: Sequence[int], net: nn.Module) -> Callable[[Sequence[int]], torch.Tensor]:
+    """Reads the one input of some samples, by their places among the rows, to where the network is."""
+    device = next(net.parameters()).device
+    return lambda places: shown.samples.read([rows[place] for place in places])[0].to(device)
 
 
 def _digests(shown: _Shown, rows: Sequence[int]) -> list[str]:

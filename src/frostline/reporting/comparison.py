@@ -222,7 +222,7 @@ def _difference(one: ComparedRun, other: ComparedRun, score: Score, other_score:
 
 def _compared(letter: str, group: int, run: str, evidence: Evidence) -> ComparedRun:
     choice, test, cost, plan = evidence.choice, evidence.test, evidence.cost, evidence.plan
-    chosen = next((trial for trial in evidence.trials if trial.spec.key == choice.trial), None)
+    chosen = evidence.chosen_trial
     return ComparedRun(
         letter=letter,
         run=visible(run),

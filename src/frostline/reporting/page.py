@@ -160,7 +160,7 @@ def chosen_score(evidence: Evidence) -> Score:
 
     The loss is the one after the best temperature, and where every class counts alike, so it does in the accuracy.
     """
-    valid, trial = evidence.valid, _chosen_trial(evidence)
+    valid, trial = evidence.valid, evidence.chosen_trial
     if trial is None or trial.failure or not trial.losses:
         return valid
     if not trial.sample_weights:
@@ -169,13 +169,9 @@ def chosen_score(evidence: Evidence) -> Score:
     return valid.model_copy(update={"loss": trial.loss, "accuracy": trial.accuracy, "low": low, "high": high})
 
 
-def _chosen_trial(evidence: Evidence) -> Trial | None:
-    return next((trial for trial in evidence.trials if trial.spec.key == evidence.choice.trial), None)
-
-
 def rivals(evidence: Evidence) -> tuple[Row, ...]:
     """The chosen depth and every other depth that was trained, shallowest first."""
-    choice, valid, chosen = evidence.choice, chosen_score(evidence), _chosen_trial(evidence)
+    choice, valid, chosen = evidence.choice, chosen_score(evidence), evidence.chosen_trial
     rows = [
         (
             choice.depth,
@@ -477,10 +473,8 @@ def repeat(evidence: Evidence) -> Row:
     for name, value in asked.items():
         if name not in taken:
             parts += [f"--{name.replace('_', '-')}", *([] if value == "True" else [shlex.quote(visible(value))])]
-    recipe = next(
-        (trial.spec.recipe for trial in evidence.trials if trial.spec.key == evidence.choice.trial),
-        evidence.plan.recipe,
-    )
+    chosen = evidence.chosen_trial
+    recipe = chosen.spec.recipe if chosen else evidence.plan.recipe
     engine = evidence.plan.rates.engine
     return {
         "command": " ".join(parts),

@@ -125,11 +125,10 @@ class Setting:
         depth = self.depth if depth is None else depth
         # Behind all stages but the head there is nothing left to draw anew.
         rest = "pretrained" if depth == self.max_depth else rest
-        trial = self._trial(depth, self.frozen_rate, seed)
-        if rest == "random":
-            # Weights drawn anew outgrow the statistics that their norms start with: with those kept, 16 epochs on sign
-            # digits ended between .16 and .95 from seed to seed, and above random stages always near chance.
-            trial = trial.model_copy(update={"recipe": trial.recipe.model_copy(update={"norm_mode": "train"})})
+        # Weights drawn anew outgrow the statistics that their norms start with: with those kept, 16 epochs on sign
+        # digits ended between .16 and .95 from seed to seed, and above random stages always near chance.
+        changes = {"norm_mode": "train"} if rest == "random" else {}
+        trial = self._trial(depth, self.frozen_rate, seed, changes)
         return Attempt(trial=trial, prefix=prefix, rest=rest, samples=samples, noise=noise)
 
     def full(
@@ -142,11 +141,8 @@ class Setting:
         weight_decay: float | None = None,
     ) -> Attempt:
         """Train with nothing frozen at that rate, which `full_rate` tells."""
-        trial = self._trial(0, rate, seed)
-        if weight_decay is not None:
-            recipe = trial.recipe.model_copy(update={"weight_decay": weight_decay})
-            trial = trial.model_copy(update={"recipe": recipe})
-        return Attempt(trial=trial, samples=samples, noise=noise)
+        changes = {} if weight_decay is None else {"weight_decay": weight_decay}
+        return Attempt(trial=self._trial(0, rate, seed, changes), samples=samples, noise=noise)
 
     def head(self, seed: int, *, samples: int | None = None, noise: float = 0.0) -> Attempt:
         """Train the head alone; the frozen arm itself where that trains no more."""
@@ -197,13 +193,14 @@ class Setting:
         best = min(self.tuning, key=lambda attempt: (valid_loss(outcomes[attempt.key]), -_rate(attempt)))
         return _rate(best)
 
-    def _trial(self, depth: int, rate: float, seed: int) -> TrialSpec:
+    def _trial(self, depth: int, rate: float, seed: int, more: Mapping[str, object] | None = None) -> TrialSpec:
         is_head = depth == self.max_depth
         changes = {
             "learning_rate": HEAD_RATE if is_head else rate,
             "head_scale": head_scale(depth, self.max_depth),
             "schedule": "cosine",
             "averaging": 0.0,
+            **(more or {}),
         }
         plan = self.evidence.plan
         return TrialSpec(
