@@ -214,7 +214,7 @@ def test_command_has_the_arguments_and_defaults_of_its_public_functions(command,
 def test_fit_hands_every_option_on(runner, rooms):
     options = (
         "fit photos --model timm:x --out r --depth 3 --budget .5 --image-size 96 --views 2 --epochs 4 --seed 7 "
-        "--valid .1 --test .3 --engine torch --weights w.pth --skip-bad --goal balanced_accuracy"
+        "--valid .1 --test .3 --engine torch --precision float32 --weights w.pth --skip-bad --goal balanced_accuracy"
     )
 
     outcome = runner.invoke(cli.app, options.split())
@@ -242,6 +242,7 @@ def test_fit_hands_every_option_on(runner, rooms):
         "views": 2,
         "seed": 7,
         "engine": "torch",
+        "precision": "float32",
         "out": Path("r"),
     }
 

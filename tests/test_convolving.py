@@ -314,6 +314,14 @@ def test_live_part_on_another_device_is_not_run():
         pass
 
 
+def test_live_part_without_kernels_is_not_run():
+    net = nn.Sequential(nn.Flatten(), nn.Linear(100, 3))
+    net.register_forward_hook(pytest.fail)
+
+    with quick_convolutions(net, (batch(),)):
+        assert not torch.overrides._get_current_function_mode_stack()
+
+
 def test_nothing_is_done_otherwise_outside():
     net, x = thin(), batch()
     with quick_convolutions(net, (x,)):

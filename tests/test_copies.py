@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import nn
 
-from frostline.copies import copy_of, plain_torch, repeatable_torch
+from frostline.copies import copy_of, full_precision, in_eval, lower_precision, plain_torch, repeatable_torch
 from frostline.testing import menagerie, snapshot
 
 
@@ -50,3 +50,37 @@ def test_weight_of_a_scripted_module_is_copied_as_a_leaf():
 
     assert all(weight.is_leaf for weight in copied.parameters())
     assert [weight.requires_grad for weight in copied.parameters()] == [True, False, True, True]
+
+
+def product():
+    return (torch.ones(2, 2) @ torch.ones(2, 2)).dtype
+
+
+def test_full_precision_yields_to_what_was_asked_for_on_purpose_and_to_nothing_else():
+    with torch.autocast("cpu", torch.bfloat16):
+        with full_precision():
+            by_chance = product()
+        with lower_precision(torch.bfloat16), full_precision():
+            on_purpose = product()
+    with full_precision():
+        afterwards = product()
+
+    assert (by_chance, on_purpose, afterwards) == (torch.float32, torch.bfloat16, torch.float32)
+
+
+def test_parts_are_put_back_into_their_own_mode_after_an_error_too():
+    net = nn.Sequential(nn.Dropout(), nn.Sequential(nn.Dropout().eval()))
+    modes = [part.training for part in net.modules()]
+
+    inside = []
+
+    def look():
+        with in_eval(net):
+            inside.extend(part.training for part in net.modules())
+            raise KeyError
+
+    with pytest.raises(KeyError):
+        look()
+
+    assert inside == [False] * 4
+    assert [part.training for part in net.modules()] == modes

@@ -180,3 +180,13 @@ def test_interval_agrees_with_published_figures():
 def test_more_hits_than_tries_are_refused():
     with pytest.raises(BadArgument, match="3 hits of 2"):
         wilson(3, 2)
+
+
+def test_seconds_that_belong_to_another_phase_are_moved_and_none_is_lost_or_made_up():
+    clock = Clock([("probe", 5.0), ("read", 1.0)])
+
+    clock.move(2.0, source="probe", target="read")
+    clock.move(9.0, source="probe", target="compile")
+    clock.move(1.0, source="nothing", target="read")
+
+    assert dict(clock.by_phase) == {"probe": 0.0, "read": 3.0, "compile": 3.0}

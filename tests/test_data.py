@@ -7,6 +7,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 import frostline as fl
+from frostline import data, decoding
+from frostline.data import Reading, decoding_seconds, feed_of, settle
 from frostline.errors import BadArgument, BadSample, EmptyData
 from frostline.records import Preprocessing
 
@@ -25,8 +27,8 @@ def pets(tmp_path):
     return tmp_path / "pets"
 
 
-def read(data, **more):
-    return fl.read_pictures(fl.list_pictures(data), SMALL, **more)
+def read(where, **more):
+    return fl.read_pictures(fl.list_pictures(where), SMALL, **more)
 
 
 # --- tensors ----------------------------------------------------------------------------------
@@ -180,7 +182,7 @@ def test_bad_files_stay_known_when_the_pixels_are_kept(pets, tmp_path):
 
 
 def test_kept_pixels_serve_another_division(pets, tmp_path):
-    read(pets, folder=tmp_path / "kept")
+    settle(read(pets, folder=tmp_path / "kept").train)
     before = {file: file.stat().st_mtime_ns for file in (tmp_path / "kept").iterdir()}
 
     parts = read(pets, folder=tmp_path / "kept", seed=5, valid=0.3)
@@ -191,9 +193,11 @@ def test_kept_pixels_serve_another_division(pets, tmp_path):
 
 def test_changed_picture_gets_other_digest_and_pixels(pets, tmp_path):
     first = read(pets, folder=tmp_path / "kept")
+    settle(first.train)
     Image.new("RGB", (9, 9), (255, 0, 255)).save(pets / "cat" / "0.png")
 
     second = read(pets, folder=tmp_path / "kept")
+    settle(second.train)
 
     digests = [{*parts.train.digests, *parts.valid.digests, *parts.test.digests} for parts in (first, second)]
     assert len(digests[0] - digests[1]) == len(digests[1] - digests[0]) == 1
@@ -211,3 +215,114 @@ def test_summary_survives_json(pets):
 
     assert summary.conflicts == (("cat/copy.png", "dog/1.png"),)
     assert type(summary).model_validate_json(summary.model_dump_json()) == summary
+
+
+# --- passes -----------------------------------------------------------------------------------
+
+
+def damaged(content):
+    """Bytes whose end is in its place and whose middle is not."""
+    return content[:45] + bytes(8) + content[53:]
+
+
+def test_a_picture_whose_damage_does_not_show_is_named_by_the_first_pass(pets):
+    whole = (pets / "dog" / "3.png").read_bytes()
+    (pets / "dog" / "3.png").write_bytes(damaged(whole))
+    parts = read(pets)
+
+    with pytest.raises(BadSample, match=r"1 of 20 pictures .*'dog/3\.png'"):
+        settle(parts.train, parts.valid, parts.test)
+
+
+def test_skip_bad_finds_damage_that_does_not_show_before_the_division(pets):
+    whole = (pets / "dog" / "3.png").read_bytes()
+    (pets / "dog" / "3.png").write_bytes(damaged(whole))
+
+    parts = read(pets, skip_bad=True)
+    settle(parts.train, parts.valid, parts.test)
+
+    assert [name for name, _ in parts.summary.skipped] == ["dog/3.png"]
+    assert sum(map(sum, parts.summary.counts)) == 19
+
+
+def test_what_was_skipped_once_is_not_skipped_silently_later(pets, tmp_path):
+    whole = (pets / "dog" / "3.png").read_bytes()
+    (pets / "dog" / "3.png").write_bytes(damaged(whole))
+    read(pets, skip_bad=True, folder=tmp_path / "kept")
+
+    with pytest.raises(BadSample, match=r"dog/3\.png"):
+        read(pets, folder=tmp_path / "kept")
+
+
+def test_a_pass_gives_what_single_reads_give(pets):
+    part = read(pets).train
+    batches = [(0, range(4)), (0, range(4, 8)), (0, [11, 0])]
+
+    with Reading(part, batches) as reading:
+        found = [inputs[0] for inputs in reading]
+
+    assert all(torch.equal(inputs, part.read(rows)[0]) for inputs, (_, rows) in zip(found, batches, strict=True))
+
+
+def test_a_pass_decodes_while_what_was_read_is_worked_on(pets, monkeypatch):
+    order = []
+    decode = decoding.decode
+    monkeypatch.setattr(decoding, "decode", lambda *args: order.append("decode") or decode(*args))
+    part = read(pets).train
+    rows = [(0, [row]) for row in range(12)]
+
+    with Reading(part, rows) as reading:
+        for inputs in reading:
+            order.append("work")
+            assert inputs[0].shape == (1, 3, 8, 8)
+
+    first_work = order.index("work")
+    assert first_work < len(order) - order[::-1].index("decode")
+
+
+@pytest.mark.parametrize(("slow", "note"), [("reading", "waiting for pictures"), ("working", "waiting for the engine")])
+def test_a_pass_says_what_it_waits_for(slow, note, monkeypatch):
+    part = fl.TensorSamples(torch.zeros(4, 2), torch.tensor([0, 1, 0, 1]))
+    now = [0.0]
+    monkeypatch.setattr(data.time, "perf_counter", lambda: now[0])
+
+    def read(rows, view):
+        now[0] += 3.0 if slow == "reading" else 1.0
+        return part.read(rows)
+
+    with Reading(part, [(0, [row]) for row in range(4)], read) as reading:
+        for number, _ in enumerate(reading):
+            # The first batch waits for the engine to be made, which says nothing of the pass.
+            now[0] += 2.0 if number else 1000.0
+
+    assert reading.note == note
+
+
+def test_pictures_are_fed_as_bytes_and_finished_to_their_inputs(pets):
+    part = read(pets).train
+    feed = feed_of(part)
+
+    inputs = feed.read([3, 1], 0)
+
+    assert inputs[0].dtype == torch.uint8
+    assert torch.equal(feed.finished(inputs)[0], part.read([3, 1])[0])
+    assert torch.equal(feed.before(torch.nn.Flatten())(*inputs), part.read([3, 1])[0].flatten(1))
+
+
+def test_further_views_and_tensors_are_fed_as_they_are(pets):
+    part = read(pets).train.with_views(2)
+    tensors = fl.TensorSamples(torch.zeros(2, 4), torch.tensor([0, 1]))
+    module = torch.nn.Flatten()
+
+    assert torch.equal(feed_of(part, views=2).read([3], 1)[0], part.read([3], 1)[0])
+    assert feed_of(tensors).before(module) is module
+
+
+def test_decoding_is_counted_and_tensors_need_none(pets):
+    part = read(pets).train
+    before = decoding_seconds(part)
+
+    settle(part)
+
+    assert decoding_seconds(part) > before
+    assert decoding_seconds(fl.TensorSamples(torch.zeros(2, 4), torch.tensor([0, 1]))) == 0

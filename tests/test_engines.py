@@ -1,38 +1,21 @@
-"""Engines give the network's outputs, own their memory, and talk to nobody."""
+"""Engines give the network's outputs, own their memory, and are picked by measuring."""
 
 import importlib.util
-import logging
-import os
-import subprocess
-import sys
-import warnings
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from prefixes import Odd, Prefix, inputs
 from torch import nn
 
 from frostline import engines
 from frostline.copies import plain_torch
-from frostline.engines import Compiled, compiled, filled, pick, relative_error
+from frostline.engines import LARGEST_ERROR, compiled, filled, pick, quickest, relative_error
 from frostline.errors import BadArgument, MissingExtra
 
 needs_openvino = pytest.mark.skipif(importlib.util.find_spec("openvino") is None, reason="openvino is an extra")
 both = pytest.mark.parametrize("engine", ["torch", pytest.param("openvino", marks=needs_openvino)])
-
-
-class Prefix(nn.Module):
-    """Convolutions, batch norm and dropout; gives two wires and passes whole numbers on."""
-
-    def __init__(self):
-        super().__init__()
-        self.stem = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU(), nn.Dropout(0.5))
-        self.path = nn.Conv2d(8, 4, 3, stride=2)
-
-    def forward(self, x, ids):
-        h = self.stem(x)
-        return self.path(h), h.flatten(2).transpose(1, 2), ids
 
 
 @pytest.fixture
@@ -42,14 +25,6 @@ def net():
         net = Prefix()
         net.stem[1].running_mean.normal_()
         return net.eval()
-
-
-def inputs(batch, seed=0, channels_last=False):
-    draw = torch.Generator().manual_seed(seed)
-    x = torch.rand(batch, 3, 12, 12, generator=draw)
-    if channels_last:
-        x = x.contiguous(memory_format=torch.channels_last)
-    return x, torch.randint(0, 9, (batch, 5), generator=draw)
 
 
 # --- laws -------------------------------------------------------------------------------------
@@ -191,6 +166,28 @@ def test_a_batch_that_does_not_fit_is_refused(net, rows):
         compiled(net, inputs(8))(inputs(rows))
 
 
+# --- fewer bits -------------------------------------------------------------------------------
+
+
+@both
+def test_fewer_bits_give_float32_that_is_near_to_the_module(net, engine):
+    run = compiled(net, inputs(8), engine=engine, precision="bfloat16")
+    full = compiled(net, inputs(8), engine=engine)
+
+    outputs, wanted = run(inputs(8)), full(inputs(8))
+
+    assert [x.dtype for x in outputs] == [torch.float32, torch.float32, torch.int64]
+    assert relative_error(outputs[:2], wanted[:2]) <= LARGEST_ERROR["bfloat16"]
+    assert torch.equal(outputs[2], wanted[2])
+
+
+def test_fewer_bits_are_fewer_in_torch(net):
+    outputs = compiled(net, inputs(8), precision="bfloat16")(inputs(8))
+
+    assert torch.equal(outputs[0], outputs[0].bfloat16().float())
+    assert not torch.equal(outputs[0], compiled(net, inputs(8))(inputs(8))[0])
+
+
 # --- errors of engines ------------------------------------------------------------------------
 
 
@@ -211,26 +208,58 @@ def test_outputs_of_another_shape_or_nan_are_infinitely_wrong(outputs):
 # --- picking ----------------------------------------------------------------------------------
 
 
-def speeds(monkeypatch, torch_seconds, openvino_seconds, error=1.0):
-    def seconds(run, example):
-        return torch_seconds if run.engine == "torch" else openvino_seconds
+class Fast:
+    """A conversion that gives the module's outputs times something."""
 
-    monkeypatch.setattr(engines, "_batch_seconds", seconds)
-    monkeypatch.setattr(engines, "_is_installed", lambda: True)
-    monkeypatch.setattr(
-        engines,
-        "_converted",
-        lambda module, example: Compiled(lambda x: (module(*x) * error,), batch=example[0].shape[0], engine="openvino"),
-    )
+    def __init__(self, module, batch, factors, pieces):
+        self.module, self.batch, self.factors, self.pieces = module, batch, factors, pieces
+
+    def has_pieces_of(self, piece):
+        return self.pieces
+
+    def ready(self, *, precision="float32", piece=0):
+        return lambda inputs: (self.module(*inputs) * self.factors.get(precision, 1.0),)
+
+
+@pytest.fixture
+def speeds(monkeypatch):
+    """Say how many seconds a batch takes by engine, by (engine, precision) or by (engine, precision, piece)."""
+
+    def set_up(pieces=False, compiles=True, factors=None, **unused):
+        def seconds(run, example):
+            by_bits = table.get((run.engine, run.precision), table.get(run.engine, 100.0))
+            return table.get((run.engine, run.precision, run.piece), by_bits)
+
+        def fused(module, example, *, precision="float32"):
+            made.append(precision)
+            return (lambda inputs: (module(*inputs) * (factors or {}).get(precision, 1.0),)) if compiles else "no graph"
+
+        table, made = unused.pop("table"), []
+        assert not unused
+        monkeypatch.setattr(engines, "_batch_seconds", seconds)
+        monkeypatch.setattr(engines, "is_installed", lambda: True)
+        monkeypatch.setattr(engines, "fused", fused)
+        monkeypatch.setattr(
+            engines,
+            "converted",
+            lambda module, example: Fast(module, example[0].shape[0], factors or {}, pieces),
+        )
+        return made
+
+    return set_up
+
+
+def linear(batch=4):
+    return nn.Linear(3, 2).eval(), (torch.rand(batch, 3),)
 
 
 @pytest.mark.parametrize(
     ("torch_seconds", "openvino_seconds", "chosen"), [(1, 0.5, "openvino"), (1, 1.19, "openvino"), (1, 1.21, "torch")]
 )
-def test_auto_takes_openvino_unless_torch_is_a_fifth_faster(monkeypatch, torch_seconds, openvino_seconds, chosen):
-    speeds(monkeypatch, torch_seconds, openvino_seconds)
+def test_auto_takes_openvino_unless_torch_is_a_fifth_faster(speeds, torch_seconds, openvino_seconds, chosen):
+    speeds(table={"torch": torch_seconds, "openvino": openvino_seconds})
 
-    report = pick(nn.Linear(3, 2).eval(), (torch.rand(4, 3),))
+    report = pick(*linear())
 
     assert report.engine == chosen
     assert "OpenVINO" in report.why
@@ -238,26 +267,102 @@ def test_auto_takes_openvino_unless_torch_is_a_fifth_faster(monkeypatch, torch_s
     assert report.rows_per_second == pytest.approx(4 / (torch_seconds if chosen == "torch" else openvino_seconds))
 
 
-@pytest.mark.parametrize(("torch_seconds", "openvino_seconds", "engine"), [(1, 9, "openvino"), (9, 1, "torch")])
-def test_an_engine_that_was_asked_for_is_taken_though_slower(monkeypatch, torch_seconds, openvino_seconds, engine):
-    speeds(monkeypatch, torch_seconds, openvino_seconds)
+@pytest.mark.parametrize("engine", ["torch", "openvino", "compile"])
+def test_an_engine_that_was_asked_for_is_taken_though_slower(speeds, engine):
+    speeds(table={"torch": 1, "openvino": 1, "compile": 1, engine: 9})
 
-    assert pick(nn.Linear(3, 2).eval(), (torch.rand(4, 3),), engine=engine).engine == engine
+    report = pick(*linear(), engine=engine)
+
+    assert report.engine == engine
+    assert "asked for" in report.why
 
 
-def test_an_engine_that_is_wrong_is_not_picked(monkeypatch):
-    speeds(monkeypatch, 9, 1, error=1.01)
+def test_an_engine_that_is_wrong_is_not_picked(speeds):
+    speeds(table={"torch": 9, "openvino": 1}, factors={"float32": 1.01})
 
-    report = pick(nn.Linear(3, 2).eval(), (torch.rand(4, 3),))
+    report = pick(*linear())
 
     assert report.engine == "torch"
     assert "away from torch's outputs" in report.why
 
 
-def test_auto_without_openvino_is_torch(monkeypatch):
-    monkeypatch.setattr(engines, "_is_installed", lambda: False)
+@pytest.mark.parametrize(("small", "piece"), [(1.0, 4), (3.0, 0)])
+def test_the_quicker_of_pieces_and_whole_batches_is_picked(speeds, small, piece):
+    speeds(pieces=True, table={"torch": 9, "openvino": 2.0, ("openvino", "float32", 4): small})
 
-    report = pick(nn.Linear(3, 2).eval(), (torch.rand(4, 3),))
+    report = pick(*linear(8))
+
+    assert (report.engine, report.piece) == ("openvino", piece)
+    assert "OpenVINO by 4 rows" in report.why
+
+
+@pytest.mark.parametrize(("rows", "is_tried"), [(0, False), (100, False), (250, True)])
+def test_torch_compile_is_tried_only_where_the_pass_is_long_enough_to_pay_for_it(speeds, rows, is_tried):
+    made = speeds(table={"torch": 2, "openvino": 1, "compile": 0.1})
+
+    report = pick(*linear(), rows=rows)
+
+    assert bool(made) == is_tried
+    assert report.engine == ("compile" if is_tried else "openvino")
+
+
+def test_torch_compile_that_saves_less_than_its_making_takes_is_not_picked(speeds, monkeypatch):
+    speeds(table={"torch": 2, "openvino": 1, "compile": 0.9})
+    ticks = iter(range(0, 1_000_000, 40))
+    monkeypatch.setattr(engines.time, "perf_counter", lambda: next(ticks))
+
+    report = pick(*linear(), rows=250)
+
+    assert report.engine == "openvino"
+    assert "torch.compile" in report.why
+
+
+def test_fewer_bits_are_taken_where_they_are_right_and_save_a_second(speeds):
+    speeds(table={"torch": 9, "openvino": 1, ("openvino", "bfloat16"): 0.5}, factors={"bfloat16": 1.005})
+
+    report = pick(*linear(), rows=1000)
+
+    assert (report.engine, report.precision) == ("openvino", "bfloat16")
+    assert report.error == pytest.approx(0.005, rel=0.01)
+    assert "OpenVINO in bfloat16" in report.why
+
+
+@pytest.mark.parametrize(
+    ("seconds", "factor", "rows", "precision"),
+    [(0.5, 1.02, 1000, "auto"), (0.5, 1.0, 4, "auto"), (0.9, 1.0, 1000, "auto"), (0.5, 1.0, 1000, "float32")],
+    ids=["wrong", "few rows", "hardly faster", "not wanted"],
+)
+def test_full_precision_stays_otherwise(speeds, seconds, factor, rows, precision):
+    speeds(table={"torch": 9, "openvino": 1, ("openvino", "bfloat16"): seconds}, factors={"bfloat16": factor})
+
+    report = pick(*linear(), rows=rows, precision=precision)
+
+    assert (report.engine, report.precision) == ("openvino", "float32")
+
+
+def test_fewer_bits_that_were_asked_for_are_taken_on_few_rows_but_not_where_they_are_wrong(speeds):
+    speeds(table={"torch": 9, "openvino": 1, ("openvino", "bfloat16"): 2}, factors={"bfloat16": 1.005})
+    right = quickest(*linear(), precision="bfloat16").report
+    speeds(table={"torch": 9, "openvino": 1, ("openvino", "bfloat16"): 2}, factors={"bfloat16": 1.02})
+    wrong = quickest(*linear(), precision="bfloat16").report
+
+    assert (right.precision, wrong.precision) == ("bfloat16", "float32")
+    assert "away from torch's outputs" in wrong.why
+
+
+def test_a_network_that_gives_nan_is_run_by_torch(speeds):
+    module, (x,) = linear()
+    speeds(table={"torch": 9, "openvino": 1})
+
+    report = pick(module, (x * torch.nan,))
+
+    assert (report.engine, report.error) == ("torch", 0.0)
+
+
+def test_auto_without_openvino_is_torch(monkeypatch):
+    monkeypatch.setattr(engines, "is_installed", lambda: False)
+
+    report = pick(*linear())
 
     assert report.engine == "torch"
     assert "pip install 'frostline[cpu]'" in report.why
@@ -265,28 +370,22 @@ def test_auto_without_openvino_is_torch(monkeypatch):
 
 @pytest.mark.parametrize("ask", [pick, compiled])
 def test_openvino_that_is_not_installed_names_the_extra(monkeypatch, ask):
-    monkeypatch.setattr(engines, "_is_installed", lambda: False)
+    monkeypatch.setattr(engines, "is_installed", lambda: False)
 
     with pytest.raises(MissingExtra, match=r"pip install 'frostline\[cpu\]'"):
-        ask(nn.Linear(3, 2).eval(), (torch.rand(4, 3),), engine="openvino")
+        ask(*linear(), engine="openvino")
 
 
 @pytest.mark.parametrize("ask", [pick, compiled])
 def test_an_engine_that_does_not_exist_is_refused(ask):
     with pytest.raises(BadArgument, match="engine is 'onnx'"):
-        ask(nn.Linear(3, 2).eval(), (torch.rand(4, 3),), engine="onnx")
+        ask(*linear(), engine="onnx")
 
 
-def test_a_precision_that_does_not_exist_is_refused():
+@pytest.mark.parametrize("ask", [pick, compiled])
+def test_a_precision_that_does_not_exist_is_refused(ask):
     with pytest.raises(BadArgument, match="precision is 'float8'"):
-        compiled(nn.Linear(3, 2).eval(), (torch.rand(4, 3),), precision="float8")
-
-
-class Odd(nn.Module):
-    """What OpenVINO has no rule for."""
-
-    def forward(self, x):
-        return torch.linalg.eigvals(x @ x.transpose(-1, -2)).real
+        ask(*linear(), precision="float8")
 
 
 class Untraceable(nn.Module):
@@ -326,96 +425,9 @@ def test_what_openvino_cannot_convert_is_run_by_torch_with_the_reason(module, ex
 
 
 @needs_openvino
-@pytest.mark.parametrize("module", [Odd(), nn.Linear(4, 4)], ids=["refused", "converted"])
-def test_converting_leaves_the_root_logger_and_the_warnings_as_they_were(module):
-    root = logging.getLogger()
-    before = root.level, list(root.handlers), list(root.filters), list(warnings.filters)
-
-    compiled(module.eval(), (torch.rand(2, 4, 4),), engine="openvino")
-
-    assert (root.level, root.handlers, root.filters, list(warnings.filters)) == before
-
-
-@needs_openvino
 def test_an_input_that_is_not_read_does_no_harm():
     example = (torch.rand(4, 3), torch.ones(4, 3, dtype=torch.int64))
 
     outputs = compiled(Deaf().eval(), example, engine="openvino")(example)
 
     assert torch.equal(outputs[0], example[0] * 2)
-
-
-# --- nothing leaves the machine ---------------------------------------------------------------
-
-WATCHED = """
-import os, sys
-
-seen = []
-def hook(event, args):
-    if event.startswith(("socket.", "urllib.", "http.")) or event in ("subprocess.Popen", "os.fork", "os.posix_spawn"):
-        seen.append(event)
-    elif event == "open" and isinstance(args[0], str) and args[0].startswith(os.environ["HOME"]):
-        seen.append(f"open {args[0]}")
-sys.addaudithook(hook)
-
-import torch
-from frostline.engines import compiled, pick
-
-net, x = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.ReLU()).eval(), torch.rand(4, 3, 8, 8)
-before = dict(os.environ)
-seen.clear()
-report = pick(net, (x,), engine="openvino")
-run = compiled(net, (x,), engine="openvino")
-run((x,))
-import threading, time
-print(report.engine, seen, dict(os.environ) == before, "openvino_telemetry" in sys.modules, threading.active_count())
-"""
-
-
-@needs_openvino
-def test_converting_sends_nothing_and_writes_nothing_at_home(tmp_path):
-    # As a person's machine is: no consent was ever asked for, and this is no CI job.
-    environment = {name: value for name, value in os.environ.items() if name not in ("CI", "TF_BUILD", "JENKINS_URL")}
-    environment["HOME"] = str(tmp_path)
-
-    watched = subprocess.run(
-        [sys.executable, "-c", WATCHED], env=environment, check=True, capture_output=True, text=True, timeout=120
-    )
-
-    assert watched.stdout.strip() == "openvino [] True False 1"
-    assert list(tmp_path.iterdir()) == []
-
-
-TALKING = """
-import sys, types
-
-said = []
-class Telemetry:
-    def __init__(self, *args, **kwargs): pass
-    def send_event(self, *args, **kwargs): said.append(args)
-    send_error = send_stack_trace = start_session = end_session = force_shutdown = send_event
-
-fake = types.ModuleType("openvino_telemetry")
-fake.Telemetry = Telemetry
-backend = types.ModuleType("openvino_telemetry.backend")
-backend.backend_ga4 = fake.backend = backend
-sys.modules.update({"openvino_telemetry": fake, "openvino_telemetry.backend": backend})
-
-import torch, openvino
-net, x = torch.nn.Linear(3, 2).eval(), torch.rand(4, 3)
-by_user = len(said)
-from frostline.engines import compiled
-run = compiled(net, (x,), engine="openvino")
-by_us = len(said) - by_user
-import warnings
-warnings.simplefilter("ignore")
-openvino.convert_model(net, example_input=x)
-print(run.engine, by_user > 0, by_us, len(said) > by_user + by_us, sys.modules["openvino_telemetry"] is fake)
-"""
-
-
-@needs_openvino
-def test_telemetry_that_the_user_loaded_is_silent_for_us_and_his_own_afterwards():
-    told = subprocess.run([sys.executable, "-c", TALKING], check=True, capture_output=True, text=True, timeout=120)
-
-    assert told.stdout.strip() == "openvino True 0 True True"

@@ -1,10 +1,6 @@
-"""Pictures of every kind that real folders hold, decoded once and read in batches."""
+"""Pictures of every kind that real folders hold, brought to one size and read in batches."""
 
-import errno
 import io
-import os
-import threading
-import time
 
 import numpy as np
 import pytest
@@ -13,9 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from frostline import fingerprint, pictures
-from frostline.errors import DiskFull, NotWritable, StoreCorrupt
-from frostline.pictures import UNREADABLE, Pictures, decode, decode_all, normalised, quiet_pillow
+from frostline import fingerprint
+from frostline.pictures import UNREADABLE, Finish, Pictures, decode, looks_whole, normalised, quiet_pillow
 from frostline.records import Preprocessing
 
 quick = settings(max_examples=20, deadline=None)
@@ -199,6 +194,18 @@ def test_broken_exif_is_no_reason_to_refuse():
     assert pixel(saved(Image.new("RGB", (9, 9), (1, 2, 3)), exif=b"Exif\0\0garbage")) == (1, 2, 3)
 
 
+@pytest.mark.parametrize("size", [(12, 8), (8, 14), (8, 8)])
+@pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
+def test_a_square_that_needs_no_resize_is_cut_out_with_the_same_pixels(size, interpolation):
+    picture = noise(*size)
+    preprocessing = SMALL.model_copy(update={"interpolation": interpolation})
+    left, top = (size[0] - 8) / 2, (size[1] - 8) / 2
+    filters = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
+    resized = picture.resize((8, 8), filters[interpolation], box=(left, top, left + 8, top + 8))
+
+    assert (decoded(saved(picture), preprocessing) == np.asarray(resized)).all()
+
+
 # --- what cannot be read ----------------------------------------------------------------------
 
 
@@ -211,6 +218,27 @@ def halves():
 def test_damaged_picture_is_refused(content):
     with pytest.raises(UNREADABLE):
         decoded(content)
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG"])
+def test_whole_pictures_look_whole_and_cut_ones_do_not(kind):
+    content = saved(noise(64, 64), kind)
+
+    assert looks_whole(content)
+    assert not any(looks_whole(content[:length]) for length in range(0, len(content), 97))
+
+
+def test_jpeg_that_was_filled_up_looks_whole():
+    assert looks_whole(saved(noise(9, 9), "JPEG") + bytes(40))
+
+
+@pytest.mark.parametrize("kind", ["GIF", "BMP", "TIFF", "WEBP"])
+def test_what_cannot_be_told_without_decoding_does_not_look_whole(kind):
+    assert not looks_whole(saved(noise(64, 64), kind))
+
+
+def test_a_png_of_too_many_pixels_does_not_look_whole():
+    assert not looks_whole(saved(Image.new("1", (30_000, 10_000))))
 
 
 def test_truncated_jpeg_is_refused_in_reduced_decoding_too():
@@ -228,147 +256,18 @@ def test_decompression_bomb_is_refused_before_it_is_decoded(monkeypatch):
         decoded(content)
 
 
-# --- many pictures ----------------------------------------------------------------------------
+# --- batches ----------------------------------------------------------------------------------
 
 
 def contents(number=6):
     return [saved(noise(12, 9, seed)) for seed in range(number)]
 
 
-def all_of(files, folder, preprocessing=SMALL, **more):
-    digests = [fingerprint.of_bytes(file) for file in files]
-    pixels, rows, reasons = decode_all(digests, files.__getitem__, preprocessing, folder=folder, **more)
-    return pixels, [rows[digest] for digest in digests], reasons
-
-
-def test_rows_are_the_decoded_pictures(tmp_path):
-    files = contents()
-
-    pixels, rows, _ = all_of(files, tmp_path)
-
-    assert all((pixels[row] == decoded(file)).all() for row, file in zip(rows, files, strict=True))
-
-
-def test_copies_are_decoded_once(tmp_path):
-    files = contents(2)
-
-    pixels, rows, _ = all_of([*files, files[0]], tmp_path)
-
-    assert len(pixels) == 2
-    assert rows[0] == rows[2]
-
-
-def test_second_call_opens_what_the_first_wrote(tmp_path, monkeypatch):
-    first, rows, _ = all_of(contents(), tmp_path)
-    monkeypatch.setattr(pictures, "decode", lambda *_: pytest.fail("decoded again"))
-
-    second, again, _ = all_of(list(reversed(contents())), tmp_path)
-
-    assert (second == first).all()
-    assert again == rows[::-1]
-
-
-@pytest.mark.parametrize("change", [{"image_size": 9}, {"interpolation": "bilinear"}])
-def test_other_size_or_interpolation_is_decoded_anew(tmp_path, change):
-    all_of(contents(), tmp_path)
-
-    all_of(contents(), tmp_path, SMALL.model_copy(update=change))
-
-    assert len(list(tmp_path.glob("*.pixels"))) == 2
-
-
-def test_other_mean_uses_the_same_file(tmp_path):
-    all_of(contents(), tmp_path)
-
-    all_of(contents(), tmp_path, SMALL.model_copy(update={"mean": (0.1, 0.1, 0.1)}))
-
-    assert len(list(tmp_path.glob("*.pixels"))) == 1
-
-
-def test_unreadable_pictures_are_all_told_and_remembered(tmp_path):
-    files = [*contents(2), b"junk", b"rubbish"]
-
-    *_, first = all_of(files, tmp_path)
-    *_, second = all_of(files, tmp_path)
-
-    assert set(first) == {fingerprint.of_bytes(b"junk"), fingerprint.of_bytes(b"rubbish")}
-    assert first == second
-
-
-def test_without_a_folder_nothing_is_left(tmp_path, monkeypatch):
-    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
-
-    pixels, rows, _ = all_of(contents(), None)
-
-    assert not list(tmp_path.iterdir())
-    assert (pixels[rows[0]] == decoded(contents()[0])).all()
-
-
-def test_cut_file_is_refused(tmp_path):
-    all_of(contents(), tmp_path)
-    file = next(tmp_path.glob("*.pixels"))
-    file.write_bytes(file.read_bytes()[:-1])
-
-    with pytest.raises(StoreCorrupt, match="Remove it"):
-        all_of(contents(), tmp_path)
-
-
-def test_full_disk_is_an_error_and_leaves_nothing(tmp_path, monkeypatch):
-    def full(*_):
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
-    monkeypatch.setattr(os, "pwrite", full)
-
-    with pytest.raises(DiskFull, match="No space left"):
-        all_of(contents(), tmp_path)
-
-    assert not list(tmp_path.iterdir())
-
-
-def test_too_little_disk_is_refused_before_the_first_picture(tmp_path, monkeypatch):
-    monkeypatch.setattr("shutil.disk_usage", lambda _: os.terminal_size((0, 10)) and type("Usage", (), {"free": 10}))
-
-    with pytest.raises(DiskFull, match="need 1,152 bytes") as caught:
-        all_of(contents(), tmp_path)
-
-    assert caught.value.free == 10
-
-
-def test_folder_that_cannot_be_made_is_named(tmp_path):
-    (tmp_path / "file").write_text("in the way")
-
-    with pytest.raises(NotWritable, match="file/pixels"):
-        all_of(contents(), tmp_path / "file" / "pixels")
-
-
-def test_interrupt_does_not_wait_for_the_rest(tmp_path):
-    started = threading.Semaphore(0)
-
-    def content(row):
-        started.release()
-        time.sleep(0.01)
-        return b"junk"
-
-    def interrupt(event):
-        if event.done == 1:
-            raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        decode_all([f"{row:08d}" for row in range(500)], content, SMALL, folder=tmp_path, listener=interrupt)
-
-    assert started._value < 100
-    assert not list(tmp_path.iterdir())
-
-
-# --- batches ----------------------------------------------------------------------------------
-
-
 def part_of(number=6):
     files = contents(number)
-    pixels, rows, _ = all_of(files, None)
     return Pictures(
-        pixels,
-        rows,
+        np.stack([decoded(file) for file in files]),
+        range(number),
         torch.arange(number),
         names=tuple(f"{row}.png" for row in range(number)),
         digests=tuple(fingerprint.of_bytes(file) for file in files),
@@ -475,3 +374,21 @@ def test_normalised_agrees_with_read():
     pixels = np.stack([decoded(file) for file in contents()])
 
     assert torch.equal(normalised(pixels, SMALL), part.read(range(6))[0])
+
+
+def test_bytes_that_are_finished_are_the_inputs_bit_for_bit():
+    part = part_of()
+
+    finished = Finish(SMALL)(*part.read_bytes([4, 1, 4]))
+    (inputs,) = part.read([4, 1, 4])
+
+    assert part.read_bytes([4])[0].dtype == torch.uint8
+    assert torch.equal(finished, inputs)
+    assert finished.stride() == inputs.stride()
+
+
+def test_bytes_are_a_copy():
+    part = part_of()
+    part.read_bytes([0])[0].zero_()
+
+    assert part.read_bytes([0])[0].sum() > 0

@@ -2,6 +2,8 @@ import copy
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 import frostline as fl
 from frostline.errors import BadArgument
@@ -40,6 +42,20 @@ def test_batch_axis_is_the_one_that_is_nothing_without_a_batch(shape, axis):
 def test_dense_stride_keeps_the_order_of_the_axes():
     assert dense_stride((2, 3, 4, 5), (600, 1, 15, 3)) == (60, 1, 15, 3)
     assert dense_stride((2, 5), (50, 1)) == (5, 1)
+
+
+@given(st.lists(st.integers(1, 3), max_size=4), st.data())
+@settings(max_examples=200, deadline=None)
+def test_dense_stride_is_that_of_torchs_own_copy(shape, data):
+    order = data.draw(st.permutations(range(len(shape))))
+    gap = data.draw(st.integers(1, 2))
+    repeats = data.draw(st.sampled_from([1, 1, 2]))
+    whole = torch.empty([gap * shape[axis] for axis in order]).permute(
+        [order.index(axis) for axis in range(len(shape))]
+    )
+    laid = whole[tuple(slice(size) for size in shape)].expand(repeats, *shape)
+
+    assert dense_stride(laid.shape, laid.stride()) == torch.empty_like(laid).stride()
 
 
 def test_inputs_are_bound_as_they_were_given():

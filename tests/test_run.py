@@ -16,7 +16,15 @@ from torch import nn
 
 import frostline as fl
 from frostline import run as flow
-from frostline.errors import AllTrialsFailed, BadArgument, CutNotProven, RunBusy, RunOfOtherArguments, StoreTooLarge
+from frostline.errors import (
+    AllTrialsFailed,
+    BadArgument,
+    BadSample,
+    CutNotProven,
+    RunBusy,
+    RunOfOtherArguments,
+    StoreTooLarge,
+)
 from frostline.events import Event
 from frostline.files import hold, read_records
 from frostline.records import Recipe, Trial, TrialSpec
@@ -244,6 +252,34 @@ def test_a_search_broken_off_goes_on_from_the_trials_it_has(tmp_path):
     assert kept == 2
     assert gone_on.choice == whole.choice
     assert gone_on.test == whole.test
+
+
+def striped_task(folder: Path) -> fl.Task:
+    (folder / "nets.py").write_text(NETWORK)
+    return fl.load_task(write_stripes(folder / "data", samples=12), model=f"{folder / 'nets.py'}:make", image_size=24)
+
+
+def test_a_damaged_picture_of_the_test_part_is_named_before_anything_is_trained(tmp_path):
+    task, heard = striped_task(tmp_path), []
+    name = task.test.names[0]
+    (tmp_path / "data" / name).write_bytes(b"junk")
+
+    with pytest.raises(BadSample, match=name):
+        fl.fit(task, epochs=2, engine="torch", out=tmp_path / "run", listener=heard.append)
+
+    assert "train" not in {event.phase for event in heard}
+    assert trials_in(tmp_path / "run") == 0
+
+
+def test_decoding_in_the_first_pass_counts_as_reading_and_not_as_cost(tmp_path):
+    task, heard = striped_task(tmp_path), []
+
+    result = fl.fit(task, depth=-1, epochs=2, engine="torch", out=tmp_path / "run", listener=heard.append)
+
+    seconds = dict(result.cost.by_phase)
+    assert seconds["read"] > 0
+    assert result.cost.seconds < sum(seconds.values())
+    assert any(event.phase == "probe" and "waiting for" in event.note for event in heard)
 
 
 def trials_in(folder: Path) -> int:

@@ -259,6 +259,29 @@ def test_steps_take_the_quick_way_through_convolutions(tmp_path):
     assert ways[-1] == "_ConvolveBackward"
 
 
+def test_a_step_trains_on_the_rows_as_they_were_read(tmp_path):
+    class Kept(Twice):
+        def read(self, rows, view=0):
+            self.given.append(super().read(rows, view))
+            return self.given[-1]
+
+    train, net, seen = Kept(part().read(range(SAMPLES))[0]), network(), []
+    train.given = []
+    net.conv.register_forward_pre_hook(lambda conv, args: seen.append(args[0]) if torch.is_grad_enabled() else None)
+
+    run(spec_of(1), tmp_path, net=net, train=train)
+
+    assert [x.data_ptr() for x in seen] == [x.data_ptr() for (x,) in train.given]
+
+
+def test_a_timed_step_leaves_its_rows_as_they_are():
+    net, rows = nn.Sequential(nn.ReLU(inplace=True), nn.Flatten(), nn.Linear(48, 3)), part().read(range(8))
+
+    train_step(net, rows, part().labels[:8], recipe=Recipe(), head=None)()
+
+    assert torch.equal(rows[0], part().read(range(8))[0])
+
+
 def test_memory_is_kept_while_training_and_only_then(tmp_path, monkeypatch):
     told = []
 
@@ -503,24 +526,25 @@ def test_weighted_validation_rows_pick_the_epoch_and_stand_in_the_trial(tmp_path
 
 
 class Wandering(nn.Module):
-    """A network that takes another path from its third training step on."""
+    """A network that writes into its input, and takes another path after some training steps."""
 
-    def __init__(self):
+    def __init__(self, after):
         super().__init__()
         self.body = network()
+        self.after = after
         self.steps = 0
 
     def forward(self, x):
         self.steps += torch.is_grad_enabled()
-        maps = self.body.conv(x)
-        if self.steps > 2:
+        maps = self.body.conv(x.add_(1.0))
+        if self.steps > self.after:
             maps = maps * 1.0
         return self.body[2:](self.body.norm(maps))
 
 
 def test_a_network_that_changes_its_path_goes_on_training(tmp_path):
     trials = []
-    for name, net in (("steady", network()), ("wandering", Wandering())):
+    for name, net in (("steady", Wandering(after=math.inf)), ("wandering", Wandering(after=2))):
         trial = tune(
             net,
             part(),

@@ -35,6 +35,14 @@ class Engine(StrEnum):
     auto = "auto"
     openvino = "openvino"
     torch = "torch"
+    compile = "compile"
+
+
+class Precision(StrEnum):
+    """In how many bits the frozen part may compute."""
+
+    auto = "auto"
+    float32 = "float32"
 
 
 class Goal(StrEnum):
@@ -51,12 +59,8 @@ class Format(StrEnum):
     json = "json"
 
 
-Data = Annotated[
-    str, typer.Argument(help="Folder with a folder per class, csv or parquet manifest (path, label), or Hub name.")
-]
-Model = Annotated[
-    str, typer.Option(help="efficientnet_lite0 (no download), timm:NAME, torchvision:NAME or FILE.py:FUNCTION.")
-]
+Data = Annotated[str, typer.Argument(help="Folder with a folder per class, csv or parquet manifest, or Hub name.")]
+Model = Annotated[str, typer.Option(help="efficientnet_lite0, timm:NAME, torchvision:NAME or FILE.py:FUNCTION.")]
 Depth = Annotated[str, typer.Option(help="How many initial stages to freeze: auto, a number, or a stage's name.")]
 Spend = Annotated[float, typer.Option(help="The most that the run may cost, in full fine-tunes.")]
 ImageSize = Annotated[int | None, typer.Option(help="Side of the pictures, in pixels. Default: the network's own.")]
@@ -66,10 +70,9 @@ Judged = Annotated[Goal, typer.Option(help="What the choice counts alike: every 
 Seed = Annotated[int, typer.Option(help="Of the split, the new head and the order of the samples.")]
 Valid = Annotated[float, typer.Option(help="Share kept for validation, where the data has no such part.")]
 Test = Annotated[float, typer.Option(help="Share kept for the test, where the data has no such part.")]
-Runner = Annotated[Engine, typer.Option(help="What runs the frozen part.")]
-Weights = Annotated[
-    Path | None, typer.Option(help="Local weights (.safetensors or .pth) in place of the network's own.")
-]
+Runner = Annotated[Engine, typer.Option(help="What runs the frozen part; auto measures.")]
+Bits = Annotated[Precision, typer.Option(help="Of kept rows; auto takes bfloat16 where it is right and worth it.")]
+Weights = Annotated[Path | None, typer.Option(help="Local weights (.safetensors or .pth), not the network's own.")]
 SkipBad = Annotated[bool, typer.Option("--skip-bad", help="Go on without the pictures that cannot be read.")]
 Out = Annotated[Path | None, typer.Option(help="Run folder. Default: runs/NAME-DIGITS, from the data and the options.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print the record as JSON, and nothing else, on stdout.")]
@@ -111,6 +114,7 @@ def fit(
     valid: Valid = 0.2,
     test: Test = 0.2,
     engine: Runner = Engine.auto,
+    precision: Bits = Precision.auto,
     weights: Weights = None,
     skip_bad: SkipBad = False,
     as_json: AsJson = False,
@@ -118,7 +122,8 @@ def fit(
     """Find the freeze depth, fine-tune the rest, and write the evidence."""
     reading = {"model": model, "image_size": image_size, "weights": weights, "valid": valid, "test": test}
     reading["goal"] = goal.value
-    training = {"depth": _depth(depth), "budget": budget, "epochs": epochs, "views": views, "engine": engine.value}
+    training = {"depth": _depth(depth), "budget": budget, "epochs": epochs, "views": views}
+    training |= {"engine": engine.value, "precision": precision.value}
     folder = out or default_out(data, seed=seed, skip_bad=skip_bad, **reading, **training)
     with _screen() as screen:
         task = fl.load_task(
@@ -162,6 +167,7 @@ def plan(
     valid: Valid = 0.2,
     test: Test = 0.2,
     engine: Runner = Engine.auto,
+    precision: Bits = Precision.auto,
     weights: Weights = None,
     skip_bad: SkipBad = False,
     as_json: AsJson = False,
@@ -169,7 +175,8 @@ def plan(
     """Predict what each depth would cost, without training anything."""
     reading = {"model": model, "image_size": image_size, "weights": weights, "valid": valid, "test": test}
     reading["goal"] = goal.value
-    training = {"depth": _depth(depth), "budget": budget, "epochs": epochs, "views": views, "engine": engine.value}
+    training = {"depth": _depth(depth), "budget": budget, "epochs": epochs, "views": views}
+    training |= {"engine": engine.value, "precision": precision.value}
     with _screen() as screen:
         task = fl.load_task(data, **reading, seed=seed, skip_bad=skip_bad, listener=screen.hear)
         for line in data_lines(task.summary):

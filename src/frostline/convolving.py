@@ -50,7 +50,9 @@ def quick_convolutions(live: nn.Module, inputs: tuple[torch.Tensor, ...]) -> con
         True
     """
     on_processor = all(weight.device.type == "cpu" for weight in live.parameters())
-    if not on_processor or not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
+    # Watching every call of a forward pass takes longer than a step of a head does.
+    has_kernels = any(weight.ndim == 4 for weight in live.parameters())
+    if not on_processor or not has_kernels or not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
         return contextlib.nullcontext()
     keeps_statistics = any(
         getattr(module, "running_mean", None) is not None and not module.training for module in live.modules()

@@ -4,6 +4,7 @@ import contextlib
 import copy
 import warnings
 from collections.abc import Iterable, Iterator
+from contextvars import ContextVar
 from typing import Any, TypeVar
 
 import torch
@@ -12,6 +13,8 @@ from torch import nn
 from frostline.holding import lifted
 
 _Module = TypeVar("_Module", bound=nn.Module)
+
+_LOWER: ContextVar[torch.dtype | None] = ContextVar("lower precision", default=None)
 
 
 def copy_of(model: _Module, shared: Iterable[torch.Tensor] = ()) -> _Module:
@@ -84,13 +87,59 @@ def plain_torch() -> Iterator[None]:
 def full_precision() -> Iterator[None]:
     """Switch off the caller's autocast: what is kept is what the record of its wire says.
 
+    Only `lower_precision` around it is obeyed, which nobody sets by chance.
+
     Example:
         >>> with torch.autocast("cpu", torch.bfloat16), full_precision():
         ...     (torch.ones(2, 2) @ torch.ones(2, 2)).dtype
         torch.float32
     """
+    lower = _LOWER.get()
+    if lower is not None:
+        with torch.autocast("cpu", lower):
+            yield
+        return
     with torch.autocast("cpu", enabled=False), torch.autocast("cuda", enabled=False):
         yield
+
+
+@contextlib.contextmanager
+def lower_precision(dtype: torch.dtype) -> Iterator[None]:
+    """Compute in fewer bits where autocast holds that safe, also inside `full_precision`.
+
+    Example:
+        >>> with lower_precision(torch.bfloat16), full_precision():
+        ...     (torch.ones(2, 2) @ torch.ones(2, 2)).dtype
+        torch.bfloat16
+    """
+    before = _LOWER.set(dtype)
+    try:
+        with torch.autocast("cpu", dtype):
+            yield
+    finally:
+        _LOWER.reset(before)
+
+
+@contextlib.contextmanager
+def in_eval(module: nn.Module) -> Iterator[None]:
+    """Put every part of a module into eval mode, and afterwards back into its own.
+
+    Example:
+        >>> layer = nn.Dropout(0.5).train()
+        >>> with in_eval(layer):
+        ...     layer.training
+        False
+        >>> layer.training
+        True
+    """
+    training = [part for part in module.modules() if part.training]
+    for part in training:
+        part.training = False
+    try:
+        yield
+    finally:
+        for part in training:
+            part.training = True
 
 
 @contextlib.contextmanager

@@ -48,6 +48,14 @@ class Clock:
             self._settle()
             self._open.pop()
 
+    def move(self, seconds: float, *, source: str, target: str) -> None:
+        """Count seconds of one phase as another's, for what went on beside it; at most what the phase has."""
+        self._settle()
+        seconds = min(seconds, self._seconds.get(source, 0.0))
+        if seconds > 0:
+            self._seconds[source] -= seconds
+            self._seconds[target] = self._seconds.get(target, 0.0) + seconds
+
     def seconds(self, *names: str) -> float:
         """Sum over these phases, or over all of them if none is named."""
         self._settle()

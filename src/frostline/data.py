@@ -1,19 +1,23 @@
 """Samples as every room reads them: rows of inputs, their labels, names and digests."""
 
 import os
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol, final, runtime_checkable
+from typing import NamedTuple, Protocol, final, runtime_checkable
 
 import torch
+from torch import nn
 
 from frostline import fingerprint
+from frostline.decoding import Pixels
 from frostline.dividing import counts, divide, missing_parts
-from frostline.errors import BadArgument, EmptyData
+from frostline.errors import BadArgument, BadSample, EmptyData
 from frostline.events import Listener, silent
 from frostline.listing import SKIP, Listing, hashed, list_pictures, unreadable, without
-from frostline.pictures import Pictures, decode_all
+from frostline.pictures import Finish, Pictures, looks_whole
 from frostline.records import DataSummary, Preprocessing
 from frostline.tokens import find_ids
 
@@ -184,9 +188,147 @@ def _digest(inputs: tuple[torch.Tensor, ...], row: int) -> str:
     return fingerprint.of_tensors((str(place), tensor[row].detach().cpu()) for place, tensor in enumerate(inputs))
 
 
+# --- passes -----------------------------------------------------------------------------------
+
+
+class Feed(NamedTuple):
+    """How samples reach an engine: what it reads, and the step that its graph begins with.
+
+    Args:
+        read: Gives the inputs of some rows of a view.
+        finish: Turns them into the network's inputs; None where they are these already.
+    """
+
+    read: Callable[[Sequence[int], int], tuple[torch.Tensor, ...]]
+    finish: nn.Module | None = None
+
+    def before(self, module: nn.Module) -> nn.Module:
+        """A module that takes what is read."""
+        return module if self.finish is None else nn.Sequential(self.finish, module)
+
+    def finished(self, inputs: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
+        """The network's own inputs."""
+        return inputs if self.finish is None else (self.finish(*inputs),)
+
+
+def feed_of(samples: Samples, views: int = 1) -> Feed:
+    """Feed an engine with as little work outside it as can be: pictures as bytes, a quarter of their inputs' size.
+
+    Args:
+        samples: What will be read.
+        views: How many views of it; further ones are no bytes.
+
+    Returns:
+        What to read, and what to put before the network.
+
+    Example:
+        >>> import torch
+        >>> part = TensorSamples(torch.zeros(3, 4), torch.tensor([0, 1, 0]))
+        >>> feed_of(part).finish is None, feed_of(part).read([1], 0)[0].shape
+        (True, torch.Size([1, 4]))
+    """
+    if views == 1 and isinstance(samples, Pictures):
+        return Feed(samples.read_bytes, Finish(samples.preprocessing))
+    return Feed(samples.read)
+
+
+@final
+class Reading:
+    """One pass over samples, batch by batch. What is not decoded yet is decoded while others work on what was read.
+
+    Args:
+        samples: What to read.
+        batches: View and rows of each batch, in order.
+        read: How, where not by `samples.read`.
+
+    Example:
+        >>> import torch
+        >>> part = TensorSamples(torch.arange(3.0), torch.tensor([0, 1, 0]))
+        >>> with Reading(part, [(0, [0, 1]), (0, [2])]) as reading:
+        ...     [inputs[0].tolist() for inputs in reading]
+        [[0.0, 1.0], [2.0]]
+    """
+
+    def __init__(
+        self,
+        samples: Samples,
+        batches: Sequence[tuple[int, Sequence[int]]],
+        read: Callable[[Sequence[int], int], tuple[torch.Tensor, ...]] | None = None,
+    ) -> None:
+        self._samples = samples
+        self._batches = batches
+        self._read = read or samples.read
+        self._open = ExitStack()
+        self._wait: Callable[[], None] = lambda: None
+        self._reading = self._working = 0.0
+
+    def __enter__(self) -> "Reading":
+        samples = self._samples
+        if isinstance(samples, Pictures) and isinstance(samples.pixels, Pixels):
+            places = [samples.places(rows) for _, rows in self._batches]
+            self._wait = self._open.enter_context(samples.pixels.ahead(places))
+        return self
+
+    def __exit__(self, *reason: object) -> None:
+        self._open.close()
+
+    def __iter__(self) -> Iterator[tuple[torch.Tensor, ...]]:
+        for number, (view, rows) in enumerate(self._batches):
+            began = time.perf_counter()
+            self._wait()
+            inputs = self._read(rows, view)
+            given = time.perf_counter()
+            yield inputs
+            if number:
+                # The first batch waits for what is made before the pass can run.
+                self._reading += given - began
+                self._working += time.perf_counter() - given
+
+    @property
+    def note(self) -> str:
+        """Which of the two the pass waits for, in words."""
+        return "waiting for pictures" if self._reading > self._working else "waiting for the engine"
+
+
+def settle(*parts: Samples, listener: Listener = silent) -> None:
+    """Decode what no pass has asked for yet, so that no picture turns out to be damaged later on.
+
+    Args:
+        parts: Samples of any kind; only pictures are decoded.
+        listener: Hears of each picture.
+
+    Raises:
+        BadSample: Pictures cannot be read; all of them are listed.
+
+    Example:
+        >>> import torch
+        >>> settle(TensorSamples(torch.zeros(3, 4), torch.tensor([0, 1, 0])))
+    """
+    for part in parts:
+        if isinstance(part, Pictures) and isinstance(part.pixels, Pixels):
+            part.pixels.settle(listener=listener)
+            part.pixels.check(part.places(range(len(part))))
+
+
+def decoding_seconds(samples: Samples) -> float:
+    """Seconds of the whole processor that decoding has taken so far, in which no engine ran.
+
+    Example:
+        >>> import torch
+        >>> decoding_seconds(TensorSamples(torch.zeros(3, 4), torch.tensor([0, 1, 0])))
+        0.0
+    """
+    if isinstance(samples, Pictures) and isinstance(samples.pixels, Pixels):
+        return samples.pixels.seconds
+    return 0.0
+
+
+# --- pictures ---------------------------------------------------------------------------------
+
+
 @dataclass(frozen=True)
 class Parts:
-    """The pictures of a listing, decoded and divided.
+    """The pictures of a listing, divided.
 
     Args:
         train: What is trained on.
@@ -212,10 +354,13 @@ def read_pictures(
     folder: str | os.PathLike[str] | None = None,
     listener: Listener = silent,
 ) -> Parts:
-    """Decode what was listed to one size and divide it into training, validation and test part.
+    """Bring what was listed to one size and divide it into training, validation and test part.
 
     Given parts are kept; a missing validation or test part is drawn from the training part, stratified by
     class. Files of the same bytes never lie in two parts.
+
+    Every file is read once here, and decoded at once where it looks damaged. The others are decoded in the first
+    pass over them, while the network works; leave the files in their place until then.
 
     Args:
         listing: What `list_pictures` found.
@@ -233,7 +378,8 @@ def read_pictures(
     Raises:
         BadSplit: The shares leave no training part.
         ClassTooSmall: A class has fewer different pictures than there are parts.
-        BadSample: Pictures cannot be read; all of them are listed.
+        BadSample: Pictures cannot be read; all of them are listed. What is damaged and does not look so raises it
+            in the first pass.
 
     Example:
         >>> from PIL import Image
@@ -247,20 +393,20 @@ def read_pictures(
     """
     # Refused before the pictures are read, which may take minutes.
     missing_parts(listing, valid, test)
-    listing = hashed(listing, listener, skip_bad=skip_bad)
+    listing = hashed(listing, listener, skip_bad=skip_bad, looks_whole=looks_whole)
     divide(listing, valid, test, seed)
-    pixels, row_of, reasons = decode_all(
-        listing.digests,
-        listing.content,
-        preprocessing,
-        folder=None if folder is None else Path(folder),
-        listener=listener,
-    )
+    pixels = _pixels_of(listing, preprocessing, None if folder is None else Path(folder))
+    # Without the bad ones the division is another, so then they must all be known before it.
+    doubtful = [row for row, digest in enumerate(pixels.digests) if skip_bad or digest in listing.doubtful]
+    pixels.settle(doubtful, listener=listener)
+    if not skip_bad:
+        # Also those that an earlier call, which went on without them, has found.
+        pixels.check(range(len(pixels)))
+    reasons = {pixels.digests[row]: reason for row, reason in pixels.reasons.items()}
     bad = {row: reasons[digest] for row, digest in enumerate(listing.digests) if digest in reasons}
-    if bad and not skip_bad:
-        raise unreadable({listing.names[row]: reason for row, reason in bad.items()}, len(listing), way_out=SKIP)
     listing = without(listing, bad)
     parts = divide(listing, valid, test, seed)
+    row_of = {digest: row for row, digest in enumerate(pixels.digests)}
     whole = Pictures(
         pixels,
         [row_of[digest] for digest in listing.digests],
@@ -278,3 +424,21 @@ def read_pictures(
         skipped=listing.skipped,
     )
     return Parts(whole.subset(parts["train"]), whole.subset(parts["valid"]), whole.subset(parts["test"]), summary)
+
+
+def _pixels_of(listing: Listing, preprocessing: Preprocessing, folder: Path | None) -> Pixels:
+    """Each content of a listing once, in the order of the digests."""
+    first = {digest: row for row, digest in reversed(list(enumerate(listing.digests)))}
+    order = sorted(first)
+
+    def refuse(reasons: Mapping[str, str]) -> BadSample:
+        named = {
+            name: reasons[digest]
+            for name, digest in zip(listing.names, listing.digests, strict=True)
+            if digest in reasons
+        }
+        return unreadable(named, len(listing), way_out=SKIP)
+
+    return Pixels(
+        order, lambda place: listing.content(first[order[place]]), preprocessing, folder=folder, refuse=refuse
+    )

@@ -1,35 +1,50 @@
-"""What runs the frozen part: plain torch, or OpenVINO where it is installed and faster.
+"""What runs the frozen part: plain torch, OpenVINO or torch.compile, picked by measuring.
 
-Everything here is inference in float32: eval mode, no gradients, no network, no file.
+Everything here is inference: eval mode, no gradients, no network. An engine is used only where its outputs
+are those of plain torch in float32, within a stated bound.
 """
 
-import contextlib
-import importlib.util
-import inspect
 import logging
-import sys
 import time
-import warnings
-from collections.abc import Callable, Iterator
-from types import ModuleType
-from typing import Any, Literal, Protocol, cast, final
+from collections.abc import Callable, Mapping
+from functools import partial
+from types import MappingProxyType
+from typing import Literal, NamedTuple, Protocol, final
 
 import torch
 from torch import Tensor, nn
 
-from frostline.copies import plain_torch
+from frostline.compiling import as_tuple, fused, owned, reduced
+from frostline.converting import Conversion, Run, converted, is_installed
+from frostline.copies import in_eval, plain_torch
 from frostline.errors import BadArgument, MissingExtra
 from frostline.records import EngineReport
 
-EngineName = Literal["torch", "openvino"]
+EngineName = Literal["torch", "openvino", "compile"]
+Precision = Literal["float32", "bfloat16"]
 
-_Run = Callable[[tuple[Tensor, ...]], tuple[Tensor, ...]]
+ENGINES = ("auto", "torch", "openvino", "compile")
+PRECISIONS = ("auto", "float32")
+"""What a user may ask for: fewer bits are never forced upon a network whose outputs they change."""
 
-TORCH_LEAD = 1.2
-"""torch is kept where it is that many times faster than OpenVINO."""
+LARGEST_ERROR: Mapping[str, float] = MappingProxyType({"float32": 1e-3, "bfloat16": 1e-2})
+"""By precision: an engine that is further from torch than that, relative to the largest value, is not used."""
 
-LARGEST_ERROR = 1e-3
-"""A float32 engine that is further from torch than that, relative to the largest value, is not used."""
+LEAD = 1.2
+"""torch is kept where it is that many times as fast as OpenVINO, and full precision where fewer bits are not."""
+
+LEAST_SAVED = 1.0
+"""Seconds: bits are given up, and half a second spent on finding out, only where the pass saves more than that."""
+
+COMPILE_SECONDS = 60.0
+"""What torch.compile may take; it is tried by itself only where the pass would take longer than that."""
+
+PIECE = 4
+"""Rows for one thread at a time: Lite0 at 224 pixels takes .82 of the processor's time that batches of 32 take."""
+
+_MADE: tuple[EngineName, ...] = ("openvino", "compile")
+
+_SPOKEN = {"torch": "torch", "openvino": "OpenVINO", "compile": "torch.compile"}
 
 _log = logging.getLogger("frostline.engines")
 
@@ -37,56 +52,188 @@ _log = logging.getLogger("frostline.engines")
 class Compiler(Protocol):
     """Makes a function that runs a module fast at one batch shape; `compiled` is the plain one."""
 
-    def __call__(self, module: nn.Module, example: tuple[Tensor, ...], *, engine: str) -> "Compiled":
+    def __call__(self, module: nn.Module, example: tuple[Tensor, ...], *, engine: str, precision: str) -> "Compiled":
         """Make it for inputs of the shape of the example."""
 
 
-def pick(module: nn.Module, example: tuple[Tensor, ...], *, engine: str = "auto") -> EngineReport:
-    """Choose what runs this module, by measuring two batches of each engine that is installed.
+def pick(
+    module: nn.Module, example: tuple[Tensor, ...], *, engine: str = "auto", precision: str = "auto", rows: int = 0
+) -> EngineReport:
+    """Choose what runs this module, by measuring two batches of each candidate.
 
     Args:
         module: Returns a tensor or a tuple of tensors; runs in eval mode.
-        example: Inputs of one full batch, batch axis first.
-        engine: "auto" takes OpenVINO unless it is not installed, cannot convert the module, is
-            wrong, or torch is 1.2 times as fast; "torch" and "openvino" are taken at their word.
+        example: Inputs of one full batch, batch axis first; real ones, for the error is measured on them.
+        engine: "auto" takes OpenVINO unless it is not installed, cannot convert the module, is wrong, or torch is
+            1.2 times as fast; torch.compile only where so many rows pay for its making. A name is taken at its word.
+        precision: "auto" takes bfloat16 where it is 1.2 times as fast, saves a second over the rows, and its outputs
+            differ by at most a hundredth of the largest value; "float32" never does.
+        rows: How many will be computed. What takes long to make or gives up bits has to pay for itself with them.
 
     Returns:
-        The engine, why, its speed, and its largest error against torch.
+        The engine, its precision, why, its speed, and its largest error against torch in float32.
 
     Raises:
-        BadArgument: No such engine.
+        BadArgument: No such engine or precision.
         MissingExtra: "openvino" was asked for and is not installed.
 
     Example:
         >>> report = pick(nn.Linear(4, 2).eval(), (torch.rand(8, 4),), engine="torch")
-        >>> report.engine, report.error
-        ('torch', 0.0)
+        >>> report.engine, report.precision, report.error
+        ('torch', 'float32', 0.0)
     """
-    _check(engine)
-    batch = example[0].shape[0]
-    plain = compiled(module, example, engine="torch")
-    reference = plain(example)
-    plain_rate = batch / _batch_seconds(plain, example)
-    if engine == "torch":
-        return _report("torch", f"asked for; {plain_rate:,.0f} rows a second", plain_rate)
-    if not _is_installed():
-        return _report(
-            "torch",
-            f"OpenVINO is not installed (pip install 'frostline[cpu]'); {plain_rate:,.0f} rows a second",
-            plain_rate,
-        )
-    other = _converted(module, example)
-    if isinstance(other, str):
-        _log.info("OpenVINO cannot run this network, torch does: %s", other)
-        return _report("torch", f"OpenVINO cannot run this network: {other}", plain_rate)
-    difference = relative_error(other(example), reference)
-    other_rate = batch / _batch_seconds(other, example)
-    rates = f"OpenVINO {other_rate:,.0f} rows a second, torch {plain_rate:,.0f}"
-    if not difference <= LARGEST_ERROR:
-        return _report("torch", f"OpenVINO is {difference:.1e} away from torch's outputs; {rates}", plain_rate)
-    if engine == "auto" and plain_rate >= TORCH_LEAD * other_rate:
-        return _report("torch", rates, plain_rate)
-    return _report("openvino", rates, other_rate, difference)
+    return quickest(module, example, engine=engine, precision=precision, rows=rows).report
+
+
+class Picked(NamedTuple):
+    """What was chosen, and the same ready to run."""
+
+    report: EngineReport
+    run: "Compiled"
+
+
+def quickest(
+    module: nn.Module, example: tuple[Tensor, ...], *, engine: str = "auto", precision: str = "auto", rows: int = 0
+) -> Picked:
+    """Choose as `pick` does, and keep what was made for it.
+
+    Args:
+        module: As in `pick`.
+        example: As in `pick`.
+        engine: As in `pick`.
+        precision: As in `pick`; "bfloat16" is taken wherever its outputs are within the bound.
+        rows: As in `pick`.
+
+    Returns:
+        The report and the function.
+
+    Example:
+        >>> quickest(nn.Linear(4, 2).eval(), (torch.rand(8, 4),), engine="torch").run((torch.rand(3, 4),))[0].shape
+        torch.Size([3, 2])
+    """
+    _check(engine, precision, (*PRECISIONS, "bfloat16"))
+    contest = _Contest(module, example, engine=engine, rows=rows)
+    best = contest.in_full()
+    if precision == "bfloat16" or (precision == "auto" and contest.seconds(best) > LEAST_SAVED):
+        best = contest.in_fewer_bits(best, is_asked=precision == "bfloat16")
+    report = EngineReport(
+        engine=best.run.engine,
+        precision=best.run.precision,
+        piece=best.run.piece,
+        why="; ".join(contest.said),
+        rows_per_second=best.rate,
+        error=best.error,
+    )
+    return Picked(report, best.run)
+
+
+class _Candidate(NamedTuple):
+    """One engine as measured: rows in a second, error, and the seconds to make it."""
+
+    run: "Compiled"
+    rate: float
+    error: float
+    making: float
+
+
+class _Contest:
+    """Candidates for one module, each measured on two batches and compared with plain torch in float32."""
+
+    def __init__(self, module: nn.Module, example: tuple[Tensor, ...], *, engine: str, rows: int) -> None:
+        self.module = module
+        self.example = example
+        self.engine = engine
+        self.rows = rows
+        self.said: list[str] = [] if engine == "auto" else [f"{_SPOKEN[engine]} was asked for"]
+        self.plain = _plain(module, example)
+        self.reference = self.plain(example)
+        self.conversion: Conversion | str | None = None
+
+    def seconds(self, one: _Candidate) -> float:
+        """What all the rows will take."""
+        return self.rows / one.rate
+
+    def in_full(self) -> _Candidate:
+        """The quickest in float32."""
+        for name in _MADE:
+            # What was asked for is not raced against torch, which takes seconds for a large network.
+            if name == self.engine and (asked := self._entry(name, "float32")):
+                return asked
+            if name == self.engine:
+                self.plain.why = self.said[-1]
+        best = self._timed(self.plain, error=0.0, making=0.0)
+        if self.engine != "auto":
+            return best
+        other = self._entry("openvino", "float32")
+        if other is not None and best.rate < LEAD * other.rate:
+            best = other
+        if self.seconds(best) > COMPILE_SECONDS:
+            other = self._entry("compile", "float32")
+            if other is not None and other.making + self.seconds(other) < self.seconds(best):
+                best = other
+        return best
+
+    def in_fewer_bits(self, best: _Candidate, *, is_asked: bool) -> _Candidate:
+        """The same engine in bfloat16 where that is right and worth it, else what it was."""
+        other = self._entry(best.run.engine, "bfloat16", piece=best.run.piece)
+        if other is None or is_asked:
+            return other or best
+        making = other.making if other.run.engine == "compile" else 0.0
+        is_worth_it = self.seconds(best) - self.seconds(other) - making > LEAST_SAVED
+        return other if is_worth_it and other.rate >= LEAD * best.rate else best
+
+    def _entry(self, engine: EngineName, precision: Precision, piece: int | None = None) -> _Candidate | None:
+        """Make and measure one engine; None, and a word on why, where it cannot be used."""
+        if engine == "torch":
+            return self._made(lambda: _plain(self.module, self.example, precision=precision))
+        if engine == "compile":
+            return self._made(lambda: _fused(self.module, self.example, precision))
+        if not is_installed():
+            self.said.append("OpenVINO is not installed (pip install 'frostline[cpu]')")
+            return None
+        if self.conversion is None:
+            self.conversion = converted(self.module, self.example)
+        pieces = (piece,) if piece is not None else _pieces(self.conversion)
+        found = [self._made(partial(_readied, self.conversion, precision, each)) for each in pieces]
+        return max((one for one in found if one is not None), key=lambda one: one.rate, default=None)
+
+    def _made(self, make: Callable[[], "Compiled | str"]) -> _Candidate | None:
+        start = time.perf_counter()
+        run = make()
+        if isinstance(run, str):
+            _log.info(run)
+            self.said.append(run)
+            return None
+        # torch.compile and OpenVINO do the last of their making at the first call.
+        outputs = run(self.example)
+        making = time.perf_counter() - start
+        error = relative_error(outputs, self.reference)
+        if not error <= LARGEST_ERROR[run.precision]:
+            self.said.append(f"{run.spoken} is {error:.1e} away from torch's outputs")
+            return None
+        return self._timed(run, error=error, making=making)
+
+    def _timed(self, run: "Compiled", *, error: float, making: float) -> _Candidate:
+        rate = len(self.example[0]) / _batch_seconds(run, self.example)
+        self.said.append(f"{run.spoken} {rate:,.0f} rows a second" + (f" (error {error:.0e})" if error else ""))
+        return _Candidate(run, rate, error, making)
+
+
+def _pieces(conversion: Conversion | str) -> tuple[int, ...]:
+    """How many rows a thread may take at a time; 0 is all of them together."""
+    return (0,) if isinstance(conversion, str) or not conversion.has_pieces_of(PIECE) else (PIECE, 0)
+
+
+def _batch_seconds(run: "Compiled", example: tuple[Tensor, ...]) -> float:
+    seconds = []
+    for _ in range(2):
+        start = time.perf_counter()
+        run(example)
+        seconds.append(time.perf_counter() - start)
+    return min(seconds)
+
+
+# --- making -----------------------------------------------------------------------------------
 
 
 @final
@@ -100,6 +247,8 @@ class Compiled:
         run: Maps inputs of exactly `batch` rows to outputs.
         batch: B.
         engine: What runs it.
+        precision: Of its arithmetic.
+        piece: Rows that each thread takes at a time; 0 where all threads share the batch.
         why: Why it is not the engine that was asked for, or "".
 
     Example:
@@ -108,11 +257,28 @@ class Compiled:
         [[2.0], [2.0]]
     """
 
-    def __init__(self, run: _Run, *, batch: int, engine: EngineName = "torch", why: str = "") -> None:
+    def __init__(
+        self,
+        run: Run,
+        *,
+        batch: int,
+        engine: EngineName = "torch",
+        precision: Precision = "float32",
+        piece: int = 0,
+        why: str = "",
+    ) -> None:
         self._run = run
         self.batch = batch
         self.engine = engine
+        self.precision = precision
+        self.piece = piece
         self.why = why
+
+    @property
+    def spoken(self) -> str:
+        """What a person calls it."""
+        bits = "" if self.precision == "float32" else f" in {self.precision}"
+        return f"{_SPOKEN[self.engine]}{bits}" + (f" by {self.piece} rows" if self.piece else "")
 
     def __call__(self, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         """Run up to `batch` rows."""
@@ -126,16 +292,22 @@ class Compiled:
 
 
 def compiled(
-    module: nn.Module, example: tuple[Tensor, ...], *, engine: str = "torch", precision: str = "float32"
+    module: nn.Module,
+    example: tuple[Tensor, ...],
+    *,
+    engine: str = "torch",
+    precision: str = "float32",
+    piece: int = 0,
 ) -> Compiled:
     """Make a function that runs a module fast at one batch shape.
 
     Args:
         module: Returns a tensor or a tuple of tensors. It is left as it was, and runs in eval mode.
         example: Inputs of one full batch, batch axis first.
-        engine: "torch" or "openvino". A module that OpenVINO cannot convert is run by torch;
+        engine: "torch", "openvino" or "compile". A module that an engine cannot convert is run by torch;
             `engine` and `why` of the result say so.
-        precision: "float32".
+        precision: "float32" or "bfloat16".
+        piece: Rows that each thread takes at a time, for OpenVINO; 0 lets all threads share a whole batch.
 
     Returns:
         A function from inputs to a tuple of outputs.
@@ -150,73 +322,52 @@ def compiled(
         >>> run((torch.rand(3, 4),))[0].shape
         torch.Size([3, 2])
     """
-    _check(engine, allowed=("torch", "openvino"))
-    if precision != "float32":
-        raise BadArgument(f'BadArgument: precision is {precision!r}; it must be "float32".', precision=precision)
+    _check(engine, precision, ("float32", "bfloat16"), engines=ENGINES[1:])
+    bits: Precision = "bfloat16" if precision == "bfloat16" else "float32"
     if engine == "torch":
-        return _plain(module, example)
-    other = _converted(module, example)
-    if isinstance(other, str):
-        _log.warning("OpenVINO cannot run this network, torch does: %s", other)
-        return _plain(module, example, why=f"OpenVINO cannot run this network: {other}")
-    return other
+        return _plain(module, example, precision=bits)
+    if engine == "compile":
+        made = _fused(module, example, bits)
+    else:
+        conversion = converted(module, example)
+        made = _readied(conversion, bits, piece)
+        if isinstance(made, str) and piece:
+            made = _readied(conversion, bits, 0)
+    if isinstance(made, Compiled):
+        return made
+    _log.warning("%s; torch runs it", made)
+    return _plain(module, example, why=made)
 
 
-def relative_error(outputs: tuple[Tensor, ...], reference: tuple[Tensor, ...]) -> float:
-    """Give the largest difference, relative to the largest value of the same tensor.
-
-    Args:
-        outputs: Tensors to judge.
-        reference: What they should be.
-
-    Returns:
-        0 for equal values; infinite where number or shape differ or a value is not finite in one alone.
-
-    Example:
-        >>> relative_error((torch.tensor([1.0, 2.02]),), (torch.tensor([1.0, 2.0]),))  # doctest: +ELLIPSIS
-        0.0099...
-    """
-    if len(outputs) != len(reference):
-        return float("inf")
-    largest = 0.0
-    for output, wanted in zip((x.detach() for x in outputs), (x.detach() for x in reference), strict=True):
-        if output.shape != wanted.shape:
-            return float("inf")
-        if torch.equal(output, wanted):
-            continue
-        difference = float((output.double() - wanted.double()).abs().max())
-        scale = float(wanted.double().abs().max())
-        ratio = difference / scale if scale else float("inf")
-        largest = max(largest, ratio if ratio == ratio else float("inf"))
-    return largest
+def _readied(conversion: Conversion | str, precision: Precision, piece: int) -> Compiled | str:
+    ready = conversion if isinstance(conversion, str) else conversion.ready(precision=precision, piece=piece)
+    if isinstance(conversion, str) or isinstance(ready, str):
+        return f"OpenVINO cannot run this network: {ready}"
+    return Compiled(ready, batch=conversion.batch, engine="openvino", precision=precision, piece=piece)
 
 
-# --- torch ------------------------------------------------------------------------------------
+def _fused(module: nn.Module, example: tuple[Tensor, ...], precision: Precision) -> Compiled | str:
+    made = fused(module, example, precision=precision)
+    if isinstance(made, str):
+        return f"torch.compile cannot run this network: {made}"
+    return Compiled(made, batch=len(example[0]), engine="compile", precision=precision)
 
 
-def _plain(module: nn.Module, example: tuple[Tensor, ...], why: str = "") -> Compiled:
+def _plain(
+    module: nn.Module, example: tuple[Tensor, ...], *, precision: Precision = "float32", why: str = ""
+) -> Compiled:
     # Inputs keep their memory order: turning them to channels-last would be faster for some
     # networks, but gives other bits than the module itself.
     def run(inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        with torch.no_grad(), plain_torch(), _in_eval(module):
-            outputs = module(*inputs)
-        outputs = (outputs,) if isinstance(outputs, Tensor) else tuple(outputs)
+        with torch.no_grad(), plain_torch(), in_eval(module), reduced(precision):
+            outputs = as_tuple(module(*inputs))
         # An output may be a view of a weight, of an input, or of another output.
-        return tuple(output.clone() for output in outputs)
+        return tuple(owned(output, precision) for output in outputs)
 
-    return Compiled(run, batch=example[0].shape[0], why=why)
+    return Compiled(run, batch=len(example[0]), precision=precision, why=why)
 
 
-@contextlib.contextmanager
-def _in_eval(module: nn.Module) -> Iterator[None]:
-    training = [part for part in module.modules() if part.training]
-    for part in training:
-        part.training = False
-    try:
-        yield
-    finally:
-        for part in training:
-            part.training = True
+# --- batches and errors -----------------------------------------------------------------------
 
 
 def filled(tensor: Tensor, batch: int) -> Tensor:
@@ -250,137 +401,44 @@ def _cut_back(output: Tensor, rows: int, batch: int) -> Tensor:
     return output[: rows * (output.shape[0] // batch)].clone()
 
 
-# --- OpenVINO ---------------------------------------------------------------------------------
+def relative_error(outputs: tuple[Tensor, ...], reference: tuple[Tensor, ...]) -> float:
+    """Give the largest difference, relative to the largest value of the same tensor.
 
+    Args:
+        outputs: Tensors to judge.
+        reference: What they should be.
 
-def _converted(module: nn.Module, example: tuple[Tensor, ...]) -> Compiled | str:
-    """Give what OpenVINO makes of the module, or the reason why it makes nothing of it."""
-    last = tuple(_is_channels_last(x) for x in example)
-    with _silenced() as openvino, torch.no_grad(), plain_torch(), _in_eval(module):
-        refusals = (openvino.frontend.OpConversionFailure, openvino.frontend.GeneralFailure, *_REFUSALS)
-        try:
-            model = openvino.convert_model(_watched(module, example), example_input=tuple(example))
-            if len(model.inputs) != len(example):
-                return f"it keeps {len(model.inputs)} of the {len(example)} inputs"
-            model.reshape({port: list(x.shape) for port, x in zip(model.inputs, example, strict=True)})
-            model = _taking_channels_last(openvino, model, last)
-            request = openvino.Core().compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
-        except refusals as error:
-            return _in_short(error)
+    Returns:
+        0 for equal values; infinite where number or shape differ or a value is not finite in one alone.
 
-    def run(inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        # OpenVINO wants plain memory and would copy any other on one thread.
-        turned = [x.permute(0, 2, 3, 1) if is_last else x for x, is_last in zip(inputs, last, strict=True)]
-        plain = [x.detach().contiguous().numpy() for x in turned]
-        # With `share_outputs` left off the arrays are copies; else the next call overwrites them.
-        result = request(plain, share_inputs=True)
-        return tuple(torch.from_numpy(result[i]) for i in range(len(request.outputs)))
-
-    return Compiled(run, batch=example[0].shape[0], engine="openvino")
-
-
-def _watched(module: nn.Module, example: tuple[Tensor, ...]) -> Any:
-    """Trace the module as OpenVINO does by itself, but once: its check of the trace takes half the seconds."""
-    decoder = importlib.import_module("openvino.frontend.pytorch.ts_decoder").TorchScriptPythonDecoder
-    if "trace_kwargs" not in inspect.signature(decoder).parameters:  # OpenVINO before 2025
-        return module
-    return decoder(module, example_input=tuple(example), trace_kwargs={"check_trace": False})
-
-
-def _is_channels_last(tensor: Tensor) -> bool:
-    is_last = tensor.dim() == 4 and tensor.is_contiguous(memory_format=torch.channels_last)
-    return is_last and not tensor.is_contiguous()
-
-
-def _taking_channels_last(openvino: Any, model: Any, last: tuple[bool, ...]) -> Any:
-    """Have the model read pictures as they lie in memory: a quarter faster than turning them first."""
-    steps = openvino.preprocess.PrePostProcessor(model)
-    for index, is_last in enumerate(last):
-        if is_last:
-            steps.input(index).tensor().set_layout(openvino.Layout("NHWC"))
-            steps.input(index).model().set_layout(openvino.Layout("NCHW"))
-    return steps.build()
-
-
-_REFUSALS = (RuntimeError, ValueError, TypeError, NotImplementedError, LookupError, AttributeError, AssertionError)
-
-
-@contextlib.contextmanager
-def _silenced() -> Iterator[Any]:
-    """Import OpenVINO so that it neither sends anything nor writes into the home folder.
-
-    Without a consent file its telemetry package takes consent for given: importing and converting
-    each send an event, and a client number is written to ~/intel. Where that package is missing
-    OpenVINO uses a stub of its own, so we have it use that stub while it works for us.
+    Example:
+        >>> relative_error((torch.tensor([1.0, 2.02]),), (torch.tensor([1.0, 2.0]),))  # doctest: +ELLIPSIS
+        0.0099...
     """
-    name = "openvino_telemetry"
-    missing = object()
-    before: Any = sys.modules.get(name, missing)
-    sys.modules[name] = cast(ModuleType, None)  # what Python documents as "this import fails"
-    try:
-        openvino = importlib.import_module("openvino")
-        stub = importlib.import_module("openvino.tools.ovc.telemetry_stub")
-    finally:
-        if before is missing:
-            del sys.modules[name]
-        else:
-            sys.modules[name] = before
-    # Where the user imported OpenVINO before us, its modules hold the real package as `tm`.
-    talking = [
-        (part, real)
-        for key, part in list(sys.modules.items())
-        if key.startswith("openvino.tools.") and (real := getattr(part, "tm", stub)) is not stub
-    ]
-    for part, _ in talking:
-        cast(Any, part).tm = stub
-    root = logging.getLogger()
-    state = root.level, list(root.handlers), list(root.filters)
-    try:
-        with warnings.catch_warnings():
-            # torch.jit.trace, which OpenVINO uses, warns of itself and of every shape it reads.
-            warnings.simplefilter("ignore")
-            yield openvino
-    finally:
-        for part, real in talking:
-            cast(Any, part).tm = real
-        # OpenVINO 2026.4 sets up the root logger, and does not put it back where a conversion fails.
-        root.setLevel(state[0])
-        root.handlers[:], root.filters[:] = state[1], state[2]
+    if len(outputs) != len(reference):
+        return float("inf")
+    largest = 0.0
+    for output, wanted in zip((x.detach() for x in outputs), (x.detach() for x in reference), strict=True):
+        if output.shape != wanted.shape:
+            return float("inf")
+        if torch.equal(output, wanted):
+            continue
+        difference = float((output.double() - wanted.double()).abs().max())
+        scale = float(wanted.double().abs().max())
+        ratio = difference / scale if scale else float("inf")
+        largest = max(largest, ratio if ratio == ratio else float("inf"))
+    return largest
 
 
-def _in_short(error: Exception) -> str:
-    lines = [line.strip(" -") for line in str(error).splitlines() if line.strip()]
-    telling = [line for line in lines if line.startswith("No conversion rule")] or lines[2:3] or lines or [repr(error)]
-    return telling[0][:200]
-
-
-def _is_installed() -> bool:
-    try:
-        return importlib.util.find_spec("openvino") is not None
-    except ValueError:  # a half-removed module stands in sys.modules
-        return False
-
-
-def _check(engine: str, allowed: tuple[str, ...] = ("auto", "torch", "openvino")) -> None:
-    if engine not in allowed:
-        raise BadArgument(f"BadArgument: engine is {engine!r}; it must be one of {', '.join(allowed)}.", engine=engine)
-    if engine == "openvino" and not _is_installed():
+def _check(engine: str, precision: str, precisions: tuple[str, ...], *, engines: tuple[str, ...] = ENGINES) -> None:
+    for name, value, allowed in (("engine", engine, engines), ("precision", precision, precisions)):
+        if value not in allowed:
+            raise BadArgument(
+                f"BadArgument: {name} is {value!r}; it must be one of {', '.join(allowed)}.", **{name: value}
+            )
+    if engine == "openvino" and not is_installed():
         raise MissingExtra(
             "MissingExtra: engine is 'openvino', which is not installed. "
             "Install it with: pip install 'frostline[cpu]', or use engine='torch'.",
             engine=engine,
         )
-
-
-def _batch_seconds(run: Compiled, example: tuple[Tensor, ...]) -> float:
-    run(example)
-    seconds = []
-    for _ in range(2):
-        start = time.perf_counter()
-        run(example)
-        seconds.append(time.perf_counter() - start)
-    return min(seconds)
-
-
-def _report(engine: EngineName, why: str, rate: float, error: float = 0.0) -> EngineReport:
-    return EngineReport(engine=engine, why=why, rows_per_second=rate, error=error)

@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol, final
 import torch
 from torch import Tensor, nn
 
-from frostline.engines import LARGEST_ERROR, Compiler, compiled, filled, relative_error
+from frostline.data import Feed, Reading, feed_of
+from frostline.engines import ENGINES, LARGEST_ERROR, Compiled, Compiler, filled, quickest, relative_error
 from frostline.errors import (
     BadArgument,
     BadSample,
@@ -33,13 +34,17 @@ from frostline.errors import (
 from frostline.events import Event, Listener, silent
 from frostline.files import explained, free_bytes, hold, read_record, sync_folder, write_record
 from frostline.fingerprint import of_text, same_bits
-from frostline.records import Record, Wire
+from frostline.manifest import StoreKey, StoreManifest, differences
+from frostline.records import Wire
 from frostline.rowfiles import Layout, RowFile, RowWriter, fault, mapped
 
 if TYPE_CHECKING:
     from frostline.data import Samples
 
 _MANIFEST = "manifest.json"
+
+JUDGED = 4
+"""Rows of a batch that torch computes again to judge an engine; whole ones would be a good part of a short pass."""
 
 _log = logging.getLogger("frostline.features")
 
@@ -67,58 +72,6 @@ class Frozen(Protocol):
         ...
 
 
-class StoreKey(Record):
-    """What a row depends on. Two stores with equal keys hold the same rows.
-
-    Args:
-        frozen: Fingerprint of the frozen part, its weights and its cut.
-        wires: What is kept of each sample, with the shape of one sample.
-        samples: Fingerprint of the samples' content, in order.
-        preparation: How a sample becomes an input.
-        views: Stored views of each sample.
-        engine: What was asked to run the frozen part.
-        precision: Of its arithmetic.
-        dtype: "float32" keeps every wire as it is, "float16" keeps halves.
-    """
-
-    frozen: str
-    wires: tuple[Wire, ...]
-    samples: str
-    preparation: str
-    views: int
-    engine: str
-    precision: str
-    dtype: str
-
-
-class StoreManifest(Record):
-    """What a store holds and how it came about: `manifest.json`.
-
-    Args:
-        identity: What a row depends on.
-        samples: N.
-        files: One for each wire.
-        engine: What ran the frozen part.
-        why: Why that is not what was asked for, or "".
-        batch_size: B at which every row was computed.
-        error: Largest difference to plain torch on the first and the last batch, relative to the largest value.
-        rounding: Largest difference that "float16" adds on the first batch, in the same way.
-        seconds: What computing and writing took.
-        torch: Version of torch.
-    """
-
-    identity: StoreKey
-    samples: int
-    files: tuple[RowFile, ...]
-    engine: str
-    why: str
-    batch_size: int
-    error: float
-    rounding: float
-    seconds: float
-    torch: str
-
-
 def cache(
     frozen: Frozen,
     samples: "Samples",
@@ -129,7 +82,7 @@ def cache(
     dtype: str = "float32",
     views: int = 1,
     batch_size: int = 32,
-    compiler: Compiler = compiled,
+    compiler: Compiler | None = None,
     listener: Listener = silent,
 ) -> "FeatureStore":
     """Run the frozen part once over every sample and keep what crosses the cut.
@@ -141,13 +94,16 @@ def cache(
         frozen: Part below the cut. Maps a batch (B, ...) to its wires.
         samples: N samples; reading one twice must give equal tensors.
         folder: New folder, or one holding a sealed store with the same key.
-        engine: "torch" gives the bits of `frozen(*inputs)`; "openvino" is faster, its difference is in the manifest.
-        precision: "float32".
+        engine: "torch" gives the bits of `frozen(*inputs)`; "openvino" and "compile" (torch.compile) are faster, and
+            their difference is in the manifest; "auto" takes what a measurement of two batches favours.
+        precision: "float32"; "bfloat16" where that differs by at most a hundredth of the largest value; or "auto",
+            which takes it only where it also saves a second.
         dtype: Precision kept on disk. "float16" halves the bytes; the error it adds is
             measured and written to the manifest.
         views: Views of each sample to keep, at most those that the samples have.
         batch_size: B.
         compiler: Makes what runs the frozen part; one that remembers spares several stores of a cut the compiling.
+            None measures, as `pick` does.
         listener: Hears how many rows are done.
 
     Returns:
@@ -195,7 +151,7 @@ def cache(
                 frozen=frozen,
                 samples=samples,
                 batch_size=batch_size,
-                compiler=compiler,
+                compiler=compiler or _measuring(len(samples) * views),
                 listener=listener,
             )
             with explained(folder):
@@ -319,21 +275,26 @@ def _build(
 ) -> StoreManifest:
     start = time.perf_counter()
     _refuse_unrepeatable(samples, key.views)
-    batches = _batches(samples, key.views, batch_size)
-    first = next(batches)
-    # What Python has looked at in one batch is fixed in a converted network: another batch must tell.
-    last = samples.read(range(max(0, len(samples) - batch_size), len(samples)), view=key.views - 1)
-    judged = (first.inputs, tuple(filled(tensor, batch_size) for tensor in last))
-    run, engine, why, error = _chosen(frozen, judged, key.engine, compiler)
+    feed = feed_of(samples, key.views)
+    order = _order(len(samples), key.views, batch_size)
     rounding = 0.0
     names = [f"wire{index}.bin" for index in range(len(layouts))]
     with ExitStack() as open_files:
         with explained(part):
             writers = [open_files.enter_context(RowWriter(part / name)) for name in names]
+        reading = open_files.enter_context(Reading(samples, order, feed.read))
+        batches = (
+            _Batch(view, rows, tuple(filled(tensor, batch_size) for tensor in inputs))
+            for (view, rows), inputs in zip(order, reading, strict=True)
+        )
+        first = next(batches)
+        # What Python has looked at in one batch is fixed in a converted network: another batch must tell.
+        last = feed.read(range(max(0, len(samples) - batch_size), len(samples)), key.views - 1)
+        judged = (first.inputs, tuple(filled(tensor, batch_size) for tensor in last))
+        chosen = _chosen(frozen, feed, judged, key, compiler)
         every = itertools.chain([first], batches)
-        note, total = ", ".join(wire.name for wire in key.wires), len(samples) * key.views
-        for batch in _reported(every, listener, note=note, total=total):
-            wires = run(batch.inputs)
+        for batch in _reported(every, reading, listener, key=key, total=len(samples) * key.views):
+            wires = chosen.run(batch.inputs)
             _refuse_other_sizes(wires, layouts, batch, samples)
             kept = [layout.to_rows(wire) for layout, wire in zip(layouts, wires, strict=True)]
             _refuse_not_finite(kept, batch, samples, key.dtype)
@@ -349,10 +310,11 @@ def _build(
         identity=key,
         samples=len(samples),
         files=files,
-        engine=engine,
-        why=why,
+        engine=chosen.engine,
+        precision=chosen.precision,
+        why=chosen.why,
         batch_size=batch_size,
-        error=error,
+        error=chosen.error,
         rounding=rounding,
         seconds=time.perf_counter() - start,
         torch=torch.__version__,
@@ -375,44 +337,74 @@ def _finished(name: str, layout: Layout, writer: RowWriter) -> RowFile:
     )
 
 
-def _batches(samples: "Samples", views: int, batch_size: int) -> Iterator[_Batch]:
-    """Read full batches; the last of a view is filled up."""
-    # Reading ahead on a thread was 4 to 28 % slower on two cores: torch gives each thread its own team.
-    for view in range(views):
-        for start in range(0, len(samples), batch_size):
-            rows = range(start, min(start + batch_size, len(samples)))
-            inputs = samples.read(rows, view=view)
-            yield _Batch(view, rows, tuple(filled(tensor, batch_size) for tensor in inputs))
+def _order(samples: int, views: int, batch_size: int) -> list[tuple[int, range]]:
+    starts = range(0, samples, batch_size)
+    return [(view, range(start, min(start + batch_size, samples))) for view in range(views) for start in starts]
 
 
-def _reported(batches: Iterable[_Batch], listener: Listener, *, note: str, total: int) -> Iterator[_Batch]:
+def _reported(
+    batches: Iterable[_Batch], reading: Reading, listener: Listener, *, key: StoreKey, total: int
+) -> Iterator[_Batch]:
+    wires = ", ".join(wire.name for wire in key.wires)
     done = 0
-    listener(Event(phase="store", note=note, done=done, total=total, unit="rows"))
+    listener(Event(phase="store", note=wires, done=done, total=total, unit="rows"))
     for batch in batches:
         yield batch
         done += len(batch.rows)
-        listener(Event(phase="store", note=note, done=done, total=total, unit="rows"))
+        listener(Event(phase="store", note=f"{wires}: {reading.note}", done=done, total=total, unit="rows"))
+
+
+class _Chosen(NamedTuple):
+    """What runs the frozen part, why it is not what was asked for, and its error on real rows."""
+
+    run: Callable[[tuple[Tensor, ...]], tuple[Tensor, ...]]
+    engine: str = "torch"
+    precision: str = "float32"
+    why: str = ""
+    error: float = 0.0
 
 
 def _chosen(
-    frozen: Frozen, judged: tuple[tuple[Tensor, ...], ...], engine: str, compiler: Compiler
-) -> tuple[Callable[[tuple[Tensor, ...]], tuple[Tensor, ...]], str, str, float]:
-    """Give what runs the frozen part, its name, why it is not what was asked for, and its error."""
+    frozen: Frozen, feed: Feed, judged: tuple[tuple[Tensor, ...], ...], key: StoreKey, compiler: Compiler
+) -> _Chosen:
+    """Take the engine that was asked for if its outputs are torch's; else try it in full precision, else torch."""
 
     def plain(inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        return tuple(frozen(*inputs))
+        return tuple(frozen(*feed.finished(inputs)))
 
-    if engine == "torch":
-        return plain, "torch", "", 0.0
-    other = compiler(frozen.module, judged[0], engine=engine)
-    why = other.why
-    if other.engine == engine:
-        error = max(relative_error(other(inputs), plain(inputs)) for inputs in judged)
-        if error <= LARGEST_ERROR:
-            return other, engine, "", error
-        why = f"{engine} is {error:.1e} away from torch's outputs"
-        _log.warning("%s; torch runs the frozen part", why)
-    return plain, "torch", why, 0.0
+    if (key.engine, key.precision) == ("torch", "float32"):
+        return _Chosen(plain)
+    reasons: list[str] = []
+    for precision in dict.fromkeys((key.precision, "float32")):
+        other = compiler(feed.before(frozen.module), judged[0], engine=key.engine, precision=precision)
+        if (other.engine, other.precision) == ("torch", "float32"):
+            reasons += [other.why] if other.why else []
+            break
+        error = max(_error(other(inputs), plain(tuple(x[:JUDGED] for x in inputs)), key.wires) for inputs in judged)
+        if error <= LARGEST_ERROR[other.precision]:
+            return _Chosen(other, other.engine, other.precision, "; ".join(reasons), error)
+        reasons.append(f"{other.spoken} is {error:.1e} away from torch's outputs")
+        _log.warning("%s; it does not run the frozen part", reasons[-1])
+    return _Chosen(plain, why="; ".join(reasons))
+
+
+def _error(wires: tuple[Tensor, ...], wanted: tuple[Tensor, ...], kinds: tuple[Wire, ...]) -> float:
+    """How far the first rows of a batch are from what they should be."""
+    layouts = [Layout(kind) for kind in kinds]
+    if len(wires) != len(kinds) or not all(map(Layout.fits, layouts, wires)):
+        return float("inf")
+    found, right = (
+        tuple(layout.to_rows(wire)[:JUDGED] for layout, wire in zip(layouts, each, strict=True))
+        for each in (wires, wanted)
+    )
+    return relative_error(found, right)
+
+
+def _measuring(rows: int) -> Compiler:
+    def make(module: nn.Module, example: tuple[Tensor, ...], *, engine: str, precision: str) -> Compiled:
+        return quickest(module, example, engine=engine, precision=precision, rows=rows).run
+
+    return make
 
 
 # --- refusing ---------------------------------------------------------------------------------
@@ -420,8 +412,8 @@ def _chosen(
 
 def _check(samples: "Samples", engine: str, precision: str, dtype: str, views: int, batch_size: int) -> None:
     for name, value, allowed in (
-        ("engine", engine, ("torch", "openvino")),
-        ("precision", precision, ("float32",)),
+        ("engine", engine, ENGINES),
+        ("precision", precision, ("auto", "float32", "bfloat16")),
         ("dtype", dtype, ("float32", "float16")),
     ):
         if value not in allowed:
@@ -462,29 +454,13 @@ def _reopened(folder: Path, key: StoreKey) -> FeatureStore:
     found = store.manifest.identity
     if found == key:
         return store
-    what = {
-        "frozen": "weights or the cut of the network",
-        "wires": "wires",
-        "samples": "content or order of the samples",
-        "preparation": "preparation",
-        "views": "number of views",
-        "engine": "engine",
-        "precision": "precision",
-        "dtype": "precision on disk",
-    }
-    differs = [name for name in what if getattr(found, name) != getattr(key, name)]
-    values = "; ".join(f"{what[name]}: {_shown(found, name)}, wanted {_shown(key, name)}" for name in differs)
+    values = differences(found, key)
     raise StoreStale(
-        f"StoreStale: {folder} holds rows of something else ({values}). Use another folder, or delete this one.",
+        f"StoreStale: {folder} holds rows of something else ({'; '.join(values.values())}). Use another folder, or "
+        "delete this one.",
         folder=str(folder),
-        differs=tuple(differs),
+        differs=tuple(values),
     )
-
-
-def _shown(key: StoreKey, name: str) -> str:
-    if name == "wires":
-        return ", ".join(f"{wire.name} {wire.shape}" for wire in key.wires)
-    return str(getattr(key, name))
 
 
 def _refuse_foreign(folder: Path) -> None:

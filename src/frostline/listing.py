@@ -61,6 +61,7 @@ class Listing:
         parts: N parts the user gave, or None where we have to split.
         content: Gives the bytes of picture i.
         digests: N digests of the bytes; empty before `hashed`.
+        doubtful: Digests of what may be damaged by the look of its bytes.
         ignored: Files that are no pictures by their ending.
         skipped: (name, reason) of what was left out.
     """
@@ -72,6 +73,7 @@ class Listing:
     parts: tuple[Part | None, ...]
     content: Callable[[int], bytes] = field(repr=False, compare=False)
     digests: tuple[str, ...] = ()
+    doubtful: frozenset[str] = frozenset()
     ignored: int = 0
     skipped: tuple[tuple[str, str], ...] = ()
 
@@ -445,27 +447,42 @@ def some(names: Sequence[str], most: int = 5) -> str:
 # --- copies -------------------------------------------------------------------------
 
 
-def hashed(listing: Listing, listener: Listener = silent, *, skip_bad: bool = False) -> Listing:
-    """Add the digest of each picture's bytes, and let no bytes lie in two given parts."""
+def hashed(
+    listing: Listing,
+    listener: Listener = silent,
+    *,
+    skip_bad: bool = False,
+    looks_whole: Callable[[bytes], bool] = bool,
+) -> Listing:
+    """Add the digest of each picture's bytes, and let no bytes lie in two given parts.
 
-    def digest(row: int) -> tuple[str, str]:
+    Raises:
+        BadSample: Files cannot be opened, and `skip_bad` does not say to go on without them.
+    """
+
+    def look(row: int) -> tuple[str, bool, str]:
         try:
-            return fingerprint.of_bytes(listing.content(row)), ""
+            content = listing.content(row)
         except FileNotFoundError:
-            return "", "no such file (paths in a manifest are relative to the manifest)"
+            return "", False, "no such file (paths in a manifest are relative to the manifest)"
         except OSError as error:
-            return "", error.strerror or str(error)
+            return "", False, error.strerror or str(error)
+        return fingerprint.of_bytes(content), looks_whole(content), ""
 
     with (
         ThreadPoolExecutor(min(8, (os.cpu_count() or 1) * 2)) as pool,
         # Closing it cancels what has not begun, or Ctrl+C would wait for all the rest.
-        contextlib.closing(cast(Generator[tuple[str, str]], pool.map(digest, range(len(listing))))) as results,
+        contextlib.closing(cast(Generator[tuple[str, bool, str]], pool.map(look, range(len(listing))))) as results,
     ):
-        pairs = list(watched(results, listener, "read", total=len(listing), note="reading", unit="pictures"))
-    bad = {row: reason for row, (_, reason) in enumerate(pairs) if reason}
+        found = list(watched(results, listener, "read", total=len(listing), note="reading", unit="pictures"))
+    bad = {row: reason for row, (_, _, reason) in enumerate(found) if reason}
     if bad and not skip_bad:
         raise unreadable({listing.names[row]: reason for row, reason in bad.items()}, len(listing), way_out=SKIP)
-    listing = replace(listing, digests=tuple(found for found, _ in pairs))
+    listing = replace(
+        listing,
+        digests=tuple(digest for digest, _, _ in found),
+        doubtful=frozenset(digest for digest, is_whole, _ in found if not is_whole),
+    )
     return _apart(without(listing, bad))
 
 

@@ -1,27 +1,19 @@
-"""Pictures as real folders hold them, decoded once to one size and read as channels-last batches."""
+"""Pictures as real folders hold them, brought to one size and read as channels-last batches."""
 
 import contextlib
-import errno
 import io
-import json
-import os
-import shutil
 import struct
-import tempfile
 import warnings
 import zlib
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
-from typing import Any, cast, final
+from collections.abc import Iterator, Sequence
+from typing import Any, Protocol, final
 
 import numpy as np
 import torch
 from PIL import Image, UnidentifiedImageError
+from torch import nn
 
 from frostline import fingerprint
-from frostline.errors import DiskFull, NotWritable, RunError, StoreCorrupt, StoreError
-from frostline.events import Listener, silent, watched
 from frostline.records import Preprocessing
 
 # Twice Pillow's own warning level, from where Pillow refuses; stated here so that a program that lifts
@@ -59,20 +51,33 @@ _TURNS = {
     8: Image.Transpose.ROTATE_90,
 }
 
-_LAW = "picture 1"
+LAW = "picture 1"
 """Raised when a change here would give other pixels for the same file, so that no old rows are used."""
+
+
+_PNG, _PNG_END = b"\x89PNG\r\n\x1a\n", b"IEND\xaeB`\x82"
+_JPEG, _JPEG_END = b"\xff\xd8\xff", b"\xff\xd9"
+
+Bytes = np.ndarray[Any, np.dtype[np.uint8]]
+
+
+class PixelRows(Protocol):
+    """Pictures of one size (M, H, W, 3), uint8: an array, or what decodes them when they are asked for."""
+
+    def __getitem__(self, rows: np.ndarray[Any, np.dtype[np.int64]]) -> Bytes:
+        """Copies of some of them, (B, H, W, 3)."""
 
 
 @final
 class Pictures:
-    """A labelled part of the decoded pictures: float32 inputs (B, 3, H, W), channels-last.
+    """A labelled part of the pictures: float32 inputs (B, 3, H, W), channels-last.
 
     View 0 is the plain picture. View v > 0 is a crop of it of 70 to 100 % of its area, turned by at most
     ten degrees, with its brightness and contrast moved by at most a fifth; it depends on the picture's
     bytes and on v alone. No view is mirrored, since letters, digits and hands are not their mirror image.
 
     Args:
-        pixels: Decoded pictures (M, H, W, 3), uint8.
+        pixels: Pictures (M, H, W, 3), uint8.
         rows: N rows of `pixels`, one for each sample.
         labels: (N,) int64.
         names: N file names.
@@ -91,7 +96,7 @@ class Pictures:
 
     def __init__(
         self,
-        pixels: np.ndarray[Any, np.dtype[np.uint8]],
+        pixels: PixelRows,
         rows: Sequence[int],
         labels: torch.Tensor,
         *,
@@ -100,7 +105,7 @@ class Pictures:
         preprocessing: Preprocessing,
         views: int = 1,
     ) -> None:
-        self._pixels = pixels
+        self.pixels = pixels
         self._rows = np.asarray(rows, dtype=np.int64)
         self.labels = labels
         self.names = names
@@ -111,24 +116,32 @@ class Pictures:
     @property
     def preparation(self) -> str:
         """What turns a file into an input, as text."""
-        return f"{_LAW}; {self.preprocessing.model_dump_json()}"
+        return f"{LAW}; {self.preprocessing.model_dump_json()}"
 
     def __len__(self) -> int:
         return len(self._rows)
 
     def read(self, rows: Sequence[int], view: int = 0) -> tuple[torch.Tensor, ...]:
         """Give the inputs (B, 3, H, W) of some samples, as a new tensor."""
-        # Indexing with an array copies, so what the caller does in place cannot reach the file.
-        batch = torch.from_numpy(self._pixels[self._rows[np.asarray(rows, dtype=np.int64)]])
-        pictures = batch.permute(0, 3, 1, 2).float()
+        pictures = self.read_bytes(rows)[0].permute(0, 3, 1, 2).float()
         if view:
             pictures = _varied(pictures, [self.digests[row] for row in rows], view)
         return (_normal(pictures, self.preprocessing),)
 
+    def read_bytes(self, rows: Sequence[int], view: int = 0) -> tuple[torch.Tensor, ...]:
+        """Give some samples (B, H, W, 3) as uint8, which `Finish` turns into the inputs of view 0."""
+        assert not view, "further views are no bytes"
+        # Indexing with an array copies, so what the caller does in place cannot reach the file.
+        return (torch.from_numpy(self.pixels[self.places(rows)]),)
+
+    def places(self, rows: Sequence[int]) -> np.ndarray[Any, np.dtype[np.int64]]:
+        """Which of `pixels` belong to these samples."""
+        return self._rows[np.asarray(rows, dtype=np.int64)]
+
     def subset(self, rows: Sequence[int]) -> "Pictures":
         """The part that holds some of the samples, in the order given."""
         return Pictures(
-            self._pixels,
+            self.pixels,
             [int(self._rows[row]) for row in rows],
             self.labels[torch.as_tensor(rows, dtype=torch.int64)],
             names=tuple(self.names[row] for row in rows),
@@ -144,7 +157,36 @@ class Pictures:
         return part
 
 
-def normalised(pixels: np.ndarray[Any, np.dtype[np.uint8]], preprocessing: Preprocessing) -> torch.Tensor:
+@final
+class Finish(nn.Module):
+    """The last step from picture to input, for an engine to do with its own threads: (B, H, W, 3) to (B, 3, H, W).
+
+    Args:
+        preprocessing: Gives mean and standard deviation.
+
+    Example:
+        >>> shape = Preprocessing(image_size=8, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
+        >>> inputs = Finish(shape)(torch.zeros(2, 8, 8, 3, dtype=torch.uint8))
+        >>> inputs.shape, float(inputs.mean())
+        (torch.Size([2, 3, 8, 8]), -1.0)
+    """
+
+    mean: torch.Tensor
+    scale: torch.Tensor
+
+    def __init__(self, preprocessing: Preprocessing) -> None:
+        super().__init__()
+        mean, scale = _shift_and_scale(preprocessing)
+        self.register_buffer("mean", mean.view(1, 1, 1, 3), persistent=False)
+        self.register_buffer("scale", scale.view(1, 1, 1, 3), persistent=False)
+
+    def forward(self, pixels: torch.Tensor) -> torch.Tensor:
+        """Give the bits that `Pictures.read` gives, in the same memory order."""
+        # Turned last, for then an engine that computes with the channels last has nothing to turn.
+        return ((pixels.float() - self.mean) / self.scale).permute(0, 3, 1, 2)
+
+
+def normalised(pixels: Bytes, preprocessing: Preprocessing) -> torch.Tensor:
     """Turn decoded pictures (B, H, W, 3) into inputs (B, 3, H, W), channels-last.
 
     Example:
@@ -157,9 +199,12 @@ def normalised(pixels: np.ndarray[Any, np.dtype[np.uint8]], preprocessing: Prepr
 
 
 def _normal(pictures: torch.Tensor, preprocessing: Preprocessing) -> torch.Tensor:
-    mean = torch.tensor(preprocessing.mean).mul(255).view(1, 3, 1, 1)
-    scale = torch.tensor(preprocessing.std).mul(255).view(1, 3, 1, 1)
-    return pictures.sub_(mean).div_(scale)
+    mean, scale = _shift_and_scale(preprocessing)
+    return pictures.sub_(mean.view(1, 3, 1, 1)).div_(scale.view(1, 3, 1, 1))
+
+
+def _shift_and_scale(preprocessing: Preprocessing) -> tuple[torch.Tensor, torch.Tensor]:
+    return torch.tensor(preprocessing.mean).mul(255), torch.tensor(preprocessing.std).mul(255)
 
 
 def _varied(pictures: torch.Tensor, digests: Sequence[str], view: int) -> torch.Tensor:
@@ -194,7 +239,32 @@ def _draws(digest: str, view: int) -> torch.Tensor:
 # --- one picture ------------------------------------------------------------------------------
 
 
-def decode(content: bytes, preprocessing: Preprocessing) -> np.ndarray[Any, np.dtype[np.uint8]]:
+def looks_whole(content: bytes) -> bool:
+    """Whether the end of a picture file is in its place, so that decoding it can wait until it is needed.
+
+    What is damaged in real folders was nearly always cut off, or is no picture at all.
+
+    Args:
+        content: The file's bytes.
+
+    Returns:
+        False for whatever cannot be told without decoding it.
+
+    Example:
+        >>> looks_whole(b"\\xff\\xd8\\xff ... \\xff\\xd9"), looks_whole(b"not a picture")
+        (True, False)
+    """
+    if content.startswith(_JPEG):
+        # Some cameras fill the last block of a file up.
+        return content[-64:].rstrip(b"\0").endswith(_JPEG_END)
+    if content.startswith(_PNG) and content.endswith(_PNG_END):
+        # The header comes first and begins with width and height (PNG specification 1.2, section 4.1.1).
+        width, height = struct.unpack(">II", content[16:24])
+        return bool(width * height <= MOST_PIXELS)
+    return False
+
+
+def decode(content: bytes, preprocessing: Preprocessing) -> Bytes:
     """Decode one picture file of any kind to (H, W, 3), uint8: its middle square at `image_size`.
 
     The whole short side is kept. Evaluation recipes that cut a margin (crop_pct .875) assume photographs
@@ -231,14 +301,21 @@ def decode(content: bytes, preprocessing: Preprocessing) -> np.ndarray[Any, np.d
         picture.load()
         turn = _TURNS.get(_orientation(picture))
         colours = _in_colour(picture)
-    width, height = colours.size
-    short = min(width, height)
-    left, top = (width - short) / 2, (height - short) / 2
-    square = colours.resize(
-        (size, size), _FILTERS[preprocessing.interpolation], box=(left, top, left + short, top + short)
-    )
+    square = _middle_square(colours, preprocessing)
     # A middle square stays the middle square when turned, so turning it last turns the fewest pixels.
     return np.asarray(square if turn is None else square.transpose(turn), dtype=np.uint8)
+
+
+def _middle_square(picture: Image.Image, preprocessing: Preprocessing) -> Image.Image:
+    size = preprocessing.image_size
+    width, height = picture.size
+    short = min(width, height)
+    left, top = (width - short) / 2, (height - short) / 2
+    box = (left, top, left + short, top + short)
+    if short == size and left.is_integer() and top.is_integer():
+        # Every filter would give the same pixels, at the cost of a resize.
+        return picture.crop((int(left), int(top), int(left) + size, int(top) + size))
+    return picture.resize((size, size), _FILTERS[preprocessing.interpolation], box=box)
 
 
 def _orientation(picture: Image.Image) -> int:
@@ -262,7 +339,7 @@ def _in_colour(picture: Image.Image) -> Image.Image:
     return picture if picture.mode == "RGB" else picture.convert("RGB")
 
 
-def _in_bytes(values: np.ndarray[Any, np.dtype[np.float64]]) -> np.ndarray[Any, np.dtype[np.uint8]]:
+def _in_bytes(values: np.ndarray[Any, np.dtype[np.float64]]) -> Bytes:
     """Numbers of 32 bits, whose range no header states, to 0 .. 255 by the smallest usual range that holds them."""
     values = np.nan_to_num(values, nan=0.0, posinf=0.0, neginf=0.0)
     low, high = float(values.min()), float(values.max())
@@ -286,9 +363,6 @@ def reason_of(error: BaseException) -> str:
     return str(error) or type(error).__name__
 
 
-# --- many pictures ----------------------------------------------------------------------------
-
-
 @contextlib.contextmanager
 def quiet_pillow() -> Iterator[None]:
     """Hear none of Pillow's warnings (odd Exif, large pictures): they name no file and change no pixel."""
@@ -296,141 +370,3 @@ def quiet_pillow() -> Iterator[None]:
         warnings.filterwarnings("ignore", module=r"PIL\.")
         warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
         yield
-
-
-def decode_all(
-    digests: Sequence[str],
-    content: Callable[[int], bytes],
-    preprocessing: Preprocessing,
-    *,
-    folder: Path | None = None,
-    listener: Listener = silent,
-) -> tuple[np.ndarray[Any, np.dtype[np.uint8]], dict[str, int], dict[str, str]]:
-    """Decode each content once into a memory-mapped file, or open the file that holds just these.
-
-    Args:
-        digests: Of the contents, in any order, repeated where contents are.
-        content: Gives the bytes of item i.
-        preprocessing: Gives size and interpolation.
-        folder: Where the file is kept. None: a file without a name that the system removes at the end.
-        listener: Hears of each picture.
-
-    Returns:
-        Pixels (M, H, W, 3), the row of each digest, and the reason for each digest that could not be read.
-    """
-    first = {digest: row for row, digest in reversed(list(enumerate(digests)))}
-    order = sorted(first)
-    size = preprocessing.image_size
-    shape = (len(order), size, size, 3)
-    key = fingerprint.of_text(_LAW, str(size), preprocessing.interpolation, *order)
-    place = Path(tempfile.mkdtemp(prefix="frostline-")) if folder is None else folder
-    pixels, notes = place / f"{key}.pixels", place / f"{key}.json"
-    try:
-        if not notes.exists():
-            _check_room(place, int(np.prod(shape)))
-            _write(pixels, notes, [first[digest] for digest in order], content, preprocessing, listener)
-        reasons = dict(json.loads(notes.read_text(encoding="utf-8"))["unreadable"])
-        if pixels.stat().st_size != np.prod(shape):
-            raise StoreCorrupt(
-                f"StoreCorrupt: {pixels} holds {pixels.stat().st_size:,} bytes, not {np.prod(shape):,}. Remove it.",
-                file=str(pixels),
-            )
-        mapped = np.memmap(pixels, dtype=np.uint8, mode="r", shape=shape)
-    finally:
-        if folder is None:
-            # The mapping keeps an unlinked file alive, and no kill can leave it behind.
-            shutil.rmtree(place, ignore_errors=True)
-    by_digest = {order[int(row)]: reason for row, reason in reasons.items()}
-    return mapped, {digest: row for row, digest in enumerate(order)}, by_digest
-
-
-def _check_room(folder: Path, needed: int) -> None:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise _explained(error, folder) from error
-    free = shutil.disk_usage(folder).free
-    if needed > free:
-        raise DiskFull(
-            f"DiskFull: the decoded pictures need {needed:,} bytes in {folder}, where {free:,} are free. Free some "
-            "space, or take a smaller --image-size.",
-            needed=needed,
-            free=free,
-        )
-
-
-def _explained(error: OSError, folder: Path) -> StoreError | RunError:
-    if error.errno in {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}:
-        return DiskFull(
-            f"DiskFull: {error.strerror} while the decoded pictures were written to {folder}. Nothing half-written is "
-            "kept; free some space, or take a smaller --image-size.",
-            folder=str(folder),
-        )
-    return NotWritable(
-        f"NotWritable: the decoded pictures cannot be written to {folder}: {error.strerror or error}. Give a folder "
-        "that you may write to.",
-        folder=str(folder),
-    )
-
-
-def _write(
-    pixels: Path,
-    notes: Path,
-    items: Sequence[int],
-    content: Callable[[int], bytes],
-    preprocessing: Preprocessing,
-    listener: Listener,
-) -> None:
-    """Write the pixels, then the notes that make them valid; each whole or not at all."""
-    row_bytes = preprocessing.image_size**2 * 3
-    part = pixels.with_suffix(f".{os.getpid()}.part")
-    try:
-        with part.open("wb") as file:
-            # Plain writes: a full disk is then an error here and not a bus error at some later read.
-            os.ftruncate(file.fileno(), len(items) * row_bytes)
-            reasons = _decode_into(file.fileno(), items, content, preprocessing, listener)
-            os.fsync(file.fileno())
-        part.replace(pixels)
-        _write_notes(notes, reasons)
-    except OSError as error:
-        raise _explained(error, pixels.parent) from error
-    finally:
-        part.unlink(missing_ok=True)
-
-
-def _write_notes(notes: Path, reasons: Mapping[int, str]) -> None:
-    part = notes.with_suffix(f".{os.getpid()}.part")
-    part.write_text(json.dumps({"schema": 1, "unreadable": {str(row): why for row, why in reasons.items()}}))
-    part.replace(notes)
-
-
-def _decode_into(
-    file: int,
-    items: Sequence[int],
-    content: Callable[[int], bytes],
-    preprocessing: Preprocessing,
-    listener: Listener,
-) -> dict[int, str]:
-    row_bytes = preprocessing.image_size**2 * 3
-
-    def work(row: int) -> str:
-        try:
-            decoded = decode(content(items[row]), preprocessing).tobytes()
-        except UNREADABLE as error:
-            return reason_of(error)
-        os.pwrite(file, decoded, row * row_bytes)
-        return ""
-
-    reasons: dict[int, str] = {}
-    # Pillow lets go of the interpreter's lock while it decodes and resizes, so threads are enough.
-    with (
-        quiet_pillow(),
-        ThreadPoolExecutor(os.cpu_count() or 1) as pool,
-        # Closing it cancels what has not begun, or Ctrl+C would wait for all the rest.
-        contextlib.closing(cast(Generator[str], pool.map(work, range(len(items))))) as results,
-    ):
-        watch = watched(results, listener, "read", total=len(items), note="decoding", unit="pictures")
-        for row, reason in enumerate(watch):
-            if reason:
-                reasons[row] = reason
-    return reasons

@@ -106,15 +106,17 @@ class EngineReport(Record):
     """Which engine runs the frozen part, why, and how far it is from plain torch.
 
     Args:
-        engine: What runs the frozen part.
+        engine: What runs the frozen part; "compile" is torch.compile.
         precision: Of its arithmetic.
+        piece: Rows that each thread takes at a time; 0 where all threads share a whole batch.
         why: In words, with the measured figures.
         rows_per_second: Measured on two batches of the deepest frozen part.
         error: Largest difference to torch on real rows, relative to the largest value.
     """
 
-    engine: Literal["torch", "openvino"]
-    precision: Literal["float32"] = "float32"
+    engine: Literal["torch", "openvino", "compile"]
+    precision: Literal["float32", "bfloat16"] = "float32"
+    piece: int = 0
     why: str = ""
     rows_per_second: float = 0.0
     error: float = 0.0

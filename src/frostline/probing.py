@@ -2,7 +2,7 @@
 
 import math
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, final
@@ -14,8 +14,8 @@ from torch.nn import functional as F
 
 from frostline.calibration import best_temperature
 from frostline.copies import copy_of
-from frostline.data import Samples
-from frostline.events import Listener, silent, watched
+from frostline.data import Reading, Samples
+from frostline.events import Event, Listener, silent, watched
 from frostline.files import write_whole
 from frostline.fingerprint import of_tensors
 from frostline.leaving_out import balancing, doubtful, leave_one_out, worth
@@ -24,6 +24,8 @@ from frostline.records import CutGraph, Doubt, Prior, Vote, Wire
 from frostline.trees import leaves
 
 Runner = Callable[[tuple[torch.Tensor, ...]], tuple[torch.Tensor, ...]]
+
+Reader = Callable[[Sequence[int], int], tuple[torch.Tensor, ...]]
 
 NEIGHBOURS = (1, 5, 20)
 """Numbers of nearest samples that may decide, the best of which counts."""
@@ -42,6 +44,7 @@ def probe(
     run: Runner,
     *,
     folder: Path,
+    read: Reader | None = None,
     balanced: bool = False,
     listener: Listener = silent,
     batch_size: int = 32,
@@ -57,6 +60,7 @@ def probe(
         samples: N labelled samples; at most 4,096 of them, drawn once, are used.
         run: A compiled `Pooled` of the same graph: inputs to pooled features (B, D) by depth.
         folder: Where the warm head is written, under its own fingerprint.
+        read: Gives what `run` takes, for some rows of a view; None is `samples.read`.
         balanced: Whether every class counts the same in accuracy and loss, however many samples it has.
         listener: Hears of each batch and each vote.
         batch_size: B.
@@ -77,7 +81,9 @@ def probe(
     rows = _drawn(len(samples))
     labels = samples.labels[torch.tensor(rows)]
     classes = graph.outputs or int(samples.labels.max()) + 1
-    features = _gathered(samples, rows, run, listener=listener, batch_size=batch_size)
+    starts = range(0, len(rows), batch_size)
+    with Reading(samples, [(0, rows[first : first + batch_size]) for first in starts], read) as reading:
+        features = _gathered(reading, run, total=len(starts), listener=listener)
     targets = F.one_hot(labels, classes).double()
     weights = balancing(labels) if balanced else None
     depths = [depth for depth in graph.open_depths if depth]
@@ -118,15 +124,14 @@ def _drawn(total: int) -> list[int]:
     return sorted(order[:MOST_ROWS].tolist())
 
 
-def _gathered(
-    samples: Samples, rows: list[int], run: Runner, *, listener: Listener, batch_size: int
-) -> list[torch.Tensor]:
-    starts = range(0, len(rows), batch_size)
-    batches = [
+def _gathered(reading: Reading, run: Runner, *, total: int, listener: Listener) -> list[torch.Tensor]:
+    listener(Event(phase="probe", note="one pass", done=0, total=total, unit="batches"))
+    batches = []
+    for done, inputs in enumerate(reading, start=1):
         # An engine may hand out its own output buffer again and again.
-        [tensor.detach().float().clone() for tensor in run(samples.read(rows[first : first + batch_size]))]
-        for first in watched(starts, listener, "probe", total=len(starts), note="one pass", unit="batches")
-    ]
+        batches.append([tensor.detach().float().clone() for tensor in run(inputs)])
+        note = f"one pass, {reading.note}"
+        listener(Event(phase="probe", note=note, done=done, total=total, unit="batches"))
     return [torch.cat(column) for column in zip(*batches, strict=True)]
 
 

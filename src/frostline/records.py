@@ -256,6 +256,7 @@ class Arguments(Record):
         views: Stored views of each sample.
         seed: Of every draw.
         engine: What was asked to run the frozen part.
+        precision: What was asked of its arithmetic.
     """
 
     task: str
@@ -265,6 +266,7 @@ class Arguments(Record):
     views: int
     seed: int
     engine: str
+    precision: str = "auto"
 
 
 class Spent(Record):

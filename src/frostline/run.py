@@ -20,8 +20,9 @@ from frostline.claims import gather
 from frostline.comparing import by_key, chain_of
 from frostline.copies import copy_of
 from frostline.cost import stage_seconds, step_seconds
+from frostline.data import decoding_seconds, feed_of
 from frostline.delta import apply_delta, save_delta
-from frostline.engines import compiled, pick
+from frostline.engines import PRECISIONS, compiled, pick
 from frostline.errors import BadArgument, CutNotProven, FrostlineError, RunOfOtherArguments, StoreTooLarge
 from frostline.events import Event, Listener, silent
 from frostline.executors import Worker, in_turn
@@ -51,8 +52,8 @@ from frostline.reporting import report
 from frostline.result import Result
 from frostline.scoring import outputs_of, score
 from frostline.seeing import see
-from frostline.site import BATCH, Site, diary, live_flops, proof, rows_of, set_out
-from frostline.splitting import split
+from frostline.site import BATCH, Site, diary, live_flops, proof, read_all, rows_of, set_out
+from frostline.splitting import Frozen, split
 from frostline.task import Task
 from frostline.tuning import load_best, train_step, tune
 
@@ -74,6 +75,7 @@ def fit(
     views: int = 1,
     seed: int = 0,
     engine: str = "auto",
+    precision: str = "auto",
     out: Path | str | None = None,
     listener: Listener | None = None,
 ) -> Result:
@@ -89,7 +91,9 @@ def fit(
         epochs: Epochs of a full fine-tune; None takes about 600 steps' worth.
         views: Stored views of each training sample; the first is the plain one.
         seed: Of the order of samples, dropout and augmentation.
-        engine: What runs the frozen part: "auto", "torch" or "openvino".
+        engine: What runs the frozen part: "torch", "openvino", "compile" (torch.compile), or "auto", which measures.
+        precision: "auto" computes kept rows in bfloat16 where that is measured to be worth it and differs by at most a
+            hundredth of the largest value; "float32" never does. Votes are always computed in float32.
         out: Run folder; None makes one under `runs/`, named after the task.
         listener: Hears every `Event`.
 
@@ -111,7 +115,7 @@ def fit(
         >>> fl.fit(fl.Task(net, *part), depth=1, epochs=2, engine="torch", out=tmp / "run").depth
         1
     """
-    check_arguments(budget, epochs, views)
+    check_arguments(budget, epochs, views, precision)
     folder = Path(out) if out is not None else Path("runs") / task.fingerprint[:8]
     asked = Arguments(
         task=task.fingerprint,
@@ -121,6 +125,7 @@ def fit(
         views=views,
         seed=seed,
         engine=engine,
+        precision=precision,
     )
     check_writable(folder)
     with hold(folder):
@@ -134,7 +139,7 @@ def fit(
         return Result(folder, read_record(folder / "evidence.json", Evidence), task.model)
 
 
-def check_arguments(budget: float, epochs: int | None, views: int) -> None:
+def check_arguments(budget: float, epochs: int | None, views: int, precision: str) -> None:
     """Refuse values outside their range before any work."""
     if not budget > 0:
         raise BadArgument(f"BadArgument: budget is {budget}; it must be above 0 full fine-tunes. 1.0 is the default.")
@@ -142,6 +147,8 @@ def check_arguments(budget: float, epochs: int | None, views: int) -> None:
         raise BadArgument(f"BadArgument: epochs is {epochs}; at least 1 is needed. Leave it out for the default.")
     if views < 1:
         raise BadArgument(f"BadArgument: views is {views}; at least 1 is needed, the plain picture.")
+    if precision not in PRECISIONS:
+        raise BadArgument(f"BadArgument: precision is {precision!r}; it must be one of {', '.join(PRECISIONS)}.")
 
 
 def claim(folder: Path, asked: Arguments) -> None:
@@ -181,27 +188,14 @@ def prepare(site: Site, asked: Arguments, wanted: int | None) -> tuple[Prior, Pl
     prior_file, plan_file = site.folder / "prior.json", site.folder / "plan.json"
     if plan_file.exists():
         site.listener(Event(phase="measure", note="plan written", done=1, total=1))
+        read_all(site)
         return read_record(prior_file, Prior), read_record(plan_file, Plan)
-    inputs = site.task.train.read(range(min(BATCH, len(site.task.train))))
-    pooled = Pooled(site.base, site.graph)
-    with site.spent("compile"):
-        site.listener(Event(phase="measure", note="trying the engines", done=0, total=1))
-        found = pick(pooled, inputs, engine=asked.engine)
-        engine = compiled(pooled, inputs, engine=found.engine, precision=found.precision)
-    with site.spent("probe"):
-        prior = probe(
-            site.graph,
-            site.task.train,
-            engine,
-            folder=site.folder,
-            balanced=site.task.is_balanced,
-            listener=site.listener,
-            batch_size=BATCH,
-        )
-        write_record(prior_file, prior)
+    prior, found = first_pass(site, asked)
+    write_record(prior_file, prior)
+    read_all(site)
     with site.spent("measure"):
         recipe = Recipe(batch_size=BATCH)
-        rates = measure(site, inputs, found, recipe)
+        rates = measure(site, found, recipe)
         plan = search.plan(
             site.graph,
             prior,
@@ -231,8 +225,38 @@ def prepare(site: Site, asked: Arguments, wanted: int | None) -> tuple[Prior, Pl
     return prior, plan
 
 
-def measure(site: Site, inputs: tuple[torch.Tensor, ...], engine: EngineReport, recipe: Recipe) -> Rates:
+def first_pass(site: Site, asked: Arguments) -> tuple[Prior, EngineReport]:
+    """Pick the engine, and let every depth vote while the training pictures are decoded."""
+    train = site.task.train
+    feed = feed_of(train)
+    with site.spent("compile"):
+        site.listener(Event(phase="measure", note="trying the engines", done=0, total=1))
+        example = feed.read(range(min(BATCH, len(train))), 0)
+        deepest = feed.before(Frozen(site.base, site.graph, site.graph.open_depths[-1]).module)
+        rows = len(train) * asked.views + len(site.task.valid)
+        found = pick(deepest, example, engine=asked.engine, precision=asked.precision, rows=rows)
+        # Votes differ by less than fewer bits would add, so they are always computed in full precision.
+        pooled = feed.before(Pooled(site.base, site.graph))
+        engine = compiled(pooled, example, engine=found.engine, piece=found.piece)
+    with site.spent("probe"):
+        before = decoding_seconds(train)
+        prior = probe(
+            site.graph,
+            train,
+            engine,
+            folder=site.folder,
+            read=feed.read,
+            balanced=site.task.is_balanced,
+            listener=site.listener,
+            batch_size=BATCH,
+        )
+        site.clock.move(decoding_seconds(train) - before, source="probe", target="read")
+    return prior, found
+
+
+def measure(site: Site, engine: EngineReport, recipe: Recipe) -> Rates:
     """Time five training steps with nothing frozen, and where a forward pass spends its seconds."""
+    inputs = site.task.train.read(range(min(BATCH, len(site.task.train))))
     site.listener(Event(phase="measure", note="timing five steps", done=0, total=1))
     whole = split(site.base, site.graph, 0).live
     labels = site.task.train.labels[: len(inputs[0])]
@@ -448,6 +472,7 @@ def plan(
     views: int = 1,
     seed: int = 0,
     engine: str = "auto",
+    precision: str = "auto",
     listener: Listener | None = None,
 ) -> Plan:
     """Say what every depth would cost, without training.
@@ -460,6 +485,7 @@ def plan(
         views: As in `fit`.
         seed: As in `fit`.
         engine: As in `fit`.
+        precision: As in `fit`.
         listener: Hears every `Event`.
 
     Returns:
@@ -473,9 +499,16 @@ def plan(
         >>> [forecast.depth for forecast in fl.plan(fl.Task(net, *part), engine="torch").forecasts]
         [0, 1]
     """
-    check_arguments(budget, epochs, views)
+    check_arguments(budget, epochs, views, precision)
     asked = Arguments(
-        task=task.fingerprint, depth=str(depth), budget=budget, epochs=epochs, views=views, seed=seed, engine=engine
+        task=task.fingerprint,
+        depth=str(depth),
+        budget=budget,
+        epochs=epochs,
+        views=views,
+        seed=seed,
+        engine=engine,
+        precision=precision,
     )
     with TemporaryDirectory() as folder:
         site = set_out(task, Path(folder), listener or silent)

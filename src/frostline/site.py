@@ -10,7 +10,7 @@ from torch import nn
 
 from frostline.copies import copy_of
 from frostline.cost import Clock
-from frostline.data import Pictures, Rows, Samples
+from frostline.data import Pictures, Rows, Samples, settle
 from frostline.engines import Compiled, compiled
 from frostline.errors import BadArgument
 from frostline.events import Event, Listener
@@ -35,7 +35,7 @@ class Site:
     graph: CutGraph
     clock: Clock
     listener: Listener
-    engines: dict[tuple[int, str], Compiled] = field(default_factory=dict)
+    engines: dict[tuple[int, str, str, torch.dtype], Compiled] = field(default_factory=dict)
 
     def spent(self, phase: str) -> AbstractContextManager[None]:
         """Count what happens inside as seconds of this phase."""
@@ -96,6 +96,12 @@ def set_out(task: Task, folder: Path, listener: Listener) -> Site:
     return Site(task=task, folder=folder, base=base, example=example, graph=graph, clock=clock, listener=listener)
 
 
+def read_all(site: Site) -> None:
+    """Decode the pictures that no pass has asked for, so that none turns out to be damaged once training has begun."""
+    with site.spent("read"):
+        settle(site.task.train, site.task.valid, site.task.test, listener=site.listener)
+
+
 def proof(site: Site, depth: int) -> str | None:
     """None where the cut is proven, else why it is not."""
     with site.spent("prove"):
@@ -130,14 +136,15 @@ def rows_of(site: Site, parts: Split, samples: Samples, *, part: str, plan: Plan
     samples = with_views(samples, views)
     if parts.depth == 0:
         return samples
-    engine = plan.rates.engine
+    report = plan.rates.engine
 
-    def compiler(module: nn.Module, example: tuple[torch.Tensor, ...], *, engine: str) -> Compiled:
+    def compiler(module: nn.Module, example: tuple[torch.Tensor, ...], *, engine: str, precision: str) -> Compiled:
         # Compiling takes seconds; training, validation and test part of a depth share it.
-        key = (parts.depth, engine)
+        # Further views of a picture are no bytes, so the training part may be fed otherwise than the others.
+        key = (parts.depth, engine, precision, example[0].dtype)
         if key not in site.engines:
             with site.spent("compile"):
-                site.engines[key] = compiled(module, example, engine=engine)
+                site.engines[key] = compiled(module, example, engine=engine, precision=precision, piece=report.piece)
         return site.engines[key]
 
     with site.spent("store"):
@@ -145,8 +152,8 @@ def rows_of(site: Site, parts: Split, samples: Samples, *, part: str, plan: Plan
             parts.frozen,
             samples,
             site.folder / "store" / f"{part}-{parts.depth:02d}",
-            engine=engine.engine,
-            precision=engine.precision,
+            engine=report.engine,
+            precision=report.precision,
             views=views,
             batch_size=BATCH,
             compiler=compiler,

@@ -33,7 +33,7 @@ from frostline.result import Result
 from frostline.sampling import Chosen, drawn, mislabelled
 from frostline.scoring import outputs_of, score
 from frostline.similarity import FEWEST, similarity
-from frostline.site import BATCH, Site, diary, live_flops, proof, rows_of, set_out
+from frostline.site import BATCH, Site, diary, live_flops, proof, read_all, rows_of, set_out
 from frostline.sources import load_task
 from frostline.splitting import Split, split
 from frostline.task import Task
@@ -274,7 +274,9 @@ def set_up(known: Evidence, folder: Path, *, listener: Listener, task: Task | No
     shutil.rmtree(scratch, ignore_errors=True)
     # A cut at which the run has trained was proven there.
     proven: dict[int, str | None] = {trial.spec.depth: None for trial in known.trials if not trial.failure}
-    return Bench(site=set_out(task, folder, listener), known=known, scratch=scratch, proofs=proven)
+    site = set_out(task, folder, listener)
+    read_all(site)
+    return Bench(site=site, known=known, scratch=scratch, proofs=proven)
 
 
 def task_of(known: Evidence, folder: Path, listener: Listener) -> Task:
@@ -498,7 +500,8 @@ def pooled(
 ) -> Callable[[tuple[torch.Tensor, ...]], tuple[torch.Tensor, ...]]:
     """A function from inputs to pooled features by open depth, and the head's own inputs."""
     first = samples.read(range(min(BATCH, len(samples))))
-    return compiled(Pooled(network, bench.site.graph), first, engine=bench.plan.rates.engine.engine)
+    engine = bench.plan.rates.engine
+    return compiled(Pooled(network, bench.site.graph), first, engine=engine.engine, piece=engine.piece)
 
 
 # --- how far a trained network has gone -------------------------------------------------------

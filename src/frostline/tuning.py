@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -213,8 +214,8 @@ class _Trainee:
                 factor = _factor(self.spec, self.steps, step)
                 for group, peak in zip(self.optimizer.param_groups, self.peaks, strict=True):
                     group["lr"] = peak * factor
-                inputs = self._here(rows.read(batch.tolist(), view))
-                loss, norm = self._learn_from(inputs, labels[batch].to(self.device), step)
+                read = partial(rows.read, batch.tolist(), view)
+                loss, norm = self._learn_from(read, labels[batch].to(self.device), step)
                 norms.append(norm)
                 self._follow(step)
                 total += loss * len(batch)
@@ -229,10 +230,12 @@ class _Trainee:
         return _Learnt(seen, float(total) / seen, rate, gradient_norm=float(mean), gradient_spread=float(spread))
 
     def _learn_from(
-        self, inputs: tuple[torch.Tensor, ...], labels: torch.Tensor, step: int
+        self, read: Callable[[], tuple[torch.Tensor, ...]], labels: torch.Tensor, step: int
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        self.quick = self.quick or quick_convolutions(self.live, inputs)
         while True:
+            # Live parts may write into what they are given, so a step that is taken again reads again.
+            inputs = self._here(read())
+            self.quick = self.quick or quick_convolutions(self.live, inputs)
             _seed(_mixed(self.spec.seed, step), self.device)
             try:
                 return _step(self.live, self.optimizer, (inputs, labels), recipe=self.spec.recipe, quick=self.quick)
@@ -355,8 +358,10 @@ def train_step(
     quick = quick_convolutions(live, inputs)
 
     def step() -> None:
+        # Live parts may write into what they are given; a training reads its rows anew for each step, too.
+        given = tuple(tensor.clone() for tensor in inputs)
         with _no_denormals(), _own_randomness(device):
-            _step(live, optimizer, (inputs, labels), recipe=recipe, quick=quick)
+            _step(live, optimizer, (given, labels), recipe=recipe, quick=quick)
 
     return step
 
@@ -391,12 +396,10 @@ def _step(
     recipe: Recipe,
     quick: AbstractContextManager[object],
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Learn from one batch; gives the loss, and the norm of the gradient before it is clipped."""
+    """Learn from one batch, which may be written into; gives the loss, and the norm of the gradient unclipped."""
     inputs, labels = batch
-    # Live parts may write into what they are given, and a step may be taken again.
-    given = [tensor.clone() for tensor in inputs]
     with quick:
-        loss = F.cross_entropy(live(*given), labels)
+        loss = F.cross_entropy(live(*inputs), labels)
     optimizer.zero_grad(set_to_none=True)
     torch.autograd.backward(loss)
     norm = nn.utils.clip_grad_norm_(

@@ -166,6 +166,8 @@ def load_task(
 ) -> "fl.Task":
     """Make a task of labelled pictures and a pretrained network.
 
+    Every file is read here once. Most are decoded later, in the first pass over them, while the network works.
+
     Args:
         data: A folder with a folder per class, or with `train/`, `valid/`, `test/` above them; a .csv or
             .parquet manifest (path, label); or "hub:NAME".
