@@ -1,6 +1,9 @@
 """Rows on disk give back the wire: its bits, its axes and its memory order."""
 
 import itertools
+import os
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -98,13 +101,39 @@ def test_what_was_written_is_what_is_mapped(written):
     assert fault(folder, kept) is None
 
 
+def test_a_file_without_rows_is_mapped(tmp_path):
+    (tmp_path / "wire0.bin").touch()
+
+    rows = mapped(tmp_path, RowFile(file="wire0.bin", row_shape=(2, 5), dtype="int64", bytes=0, checksums=()))
+
+    assert rows.shape == (0, 2, 5)
+
+
 def test_a_write_into_the_map_never_reaches_the_file(written):
     folder, kept, _ = written
     before = (folder / "wire0.bin").read_bytes()
+    code = f"""
+from pathlib import Path
+from frostline.rowfiles import RowFile, mapped
+mapped(Path({str(folder)!r}), RowFile.model_validate_json({kept.model_dump_json()!r})).fill_(-1)
+"""
 
-    mapped(folder, kept).fill_(-1)
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True)
 
+    assert ended.returncode != 0
     assert (folder / "wire0.bin").read_bytes() == before
+
+
+def test_a_file_larger_than_the_machines_memory_is_mapped(tmp_path):
+    # Swap counts as memory here.
+    rows = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
+    file = tmp_path / "wire0.bin"
+    file.touch()
+    os.truncate(file, 8 * rows)
+
+    kept = RowFile(file="wire0.bin", row_shape=(2,), dtype="float32", bytes=8 * rows, checksums=())
+
+    assert mapped(tmp_path, kept).index_select(0, torch.tensor([0, rows - 1])).tolist() == [[0, 0], [0, 0]]
 
 
 @pytest.mark.parametrize("place", [0, 63, 64, 200, 399])

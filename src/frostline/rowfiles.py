@@ -1,6 +1,8 @@
 """One wire of many samples in one file: rows of plain memory, appended, summed up, mapped."""
 
+import mmap
 import os
+import warnings
 import zlib
 from pathlib import Path
 from typing import final
@@ -139,7 +141,8 @@ def mapped(folder: Path, kept: RowFile) -> Tensor:
         kept: What it holds.
 
     Returns:
-        (views x N, *row_shape). Copy rows out of it; its pages come from the disk as they are read.
+        (views x N, *row_shape). Copy rows out of it; its pages come from the disk as they are read, and one that is
+        written into ends the process.
 
     Example:
         >>> import tempfile
@@ -150,8 +153,13 @@ def mapped(folder: Path, kept: RowFile) -> Tensor:
         torch.Size([5, 3])
     """
     dtype: torch.dtype = getattr(torch, kept.dtype)
-    # Not shared: even a write into the map would stay in this process and never reach the file.
-    flat = torch.from_file(str(folder / kept.file), shared=False, size=kept.bytes // dtype.itemsize, dtype=dtype)
+    if not kept.bytes:
+        return torch.empty(0, dtype=dtype).view(-1, *kept.row_shape)
+    # Read only: a map that may be written to, even if only by this process, counts as memory of its own, and Linux
+    # refuses one that is larger than the machine's.
+    with (folder / kept.file).open("rb") as file, warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="The given buffer is not writable", category=UserWarning)
+        flat = torch.frombuffer(mmap.mmap(file.fileno(), kept.bytes, access=mmap.ACCESS_READ), dtype=dtype)
     return flat.view(-1, *kept.row_shape)
 
 
