@@ -644,6 +644,36 @@ def features_compiled(run, precision="float32"):
     return Compiled(run, batch=4, engine="openvino", precision=precision)
 
 
+def test_no_batch_is_computed_twice(tmp_path):
+    frozen, samples, calls = frozen_part(), pictures(10), []
+
+    def counting(module, example, *, engine, precision):
+        return features_compiled(lambda inputs: calls.append(1) or frozen(*inputs))
+
+    store = cache(frozen, samples, tmp_path / "store", engine="openvino", batch_size=4, compiler=counting)
+
+    assert len(calls) == 3
+    for kept, computed in zip(store.read(range(8, 10)), frozen(*samples.read([8, 9, 8, 9])), strict=True):
+        assert torch.equal(kept, computed[:2])
+
+
+def test_an_engine_that_is_wrong_in_the_last_batch_alone_is_not_used(tmp_path):
+    frozen, samples = frozen_part(), pictures(10)
+
+    def wrong(module, example, *, engine, precision):
+        seen = []
+
+        def run(inputs):
+            seen.append(1)
+            return tuple(wire * (1.01 if len(seen) > 1 else 1.0) for wire in frozen(*inputs))
+
+        return features_compiled(run)
+
+    store = cache(frozen, samples, tmp_path / "store", engine="openvino", batch_size=4, compiler=wrong)
+
+    assert store.manifest.engine == "torch"
+
+
 def test_fewer_bits_that_are_wrong_give_way_to_full_precision(tmp_path):
     frozen, samples = frozen_part(), pictures(4)
 

@@ -194,7 +194,7 @@ def test_broken_exif_is_no_reason_to_refuse():
     assert pixel(saved(Image.new("RGB", (9, 9), (1, 2, 3)), exif=b"Exif\0\0garbage")) == (1, 2, 3)
 
 
-@pytest.mark.parametrize("size", [(12, 8), (8, 14), (8, 8)])
+@pytest.mark.parametrize("size", [(12, 8), (8, 14), (8, 8), (13, 8)])
 @pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
 def test_a_square_that_needs_no_resize_is_cut_out_with_the_same_pixels(size, interpolation):
     picture = noise(*size)

@@ -16,6 +16,7 @@ from torch import nn
 
 import frostline as fl
 from frostline import run as flow
+from frostline.cost import Clock
 from frostline.errors import (
     AllTrialsFailed,
     BadArgument,
@@ -271,14 +272,15 @@ def test_a_damaged_picture_of_the_test_part_is_named_before_anything_is_trained(
     assert trials_in(tmp_path / "run") == 0
 
 
-def test_decoding_in_the_first_pass_counts_as_reading_and_not_as_cost(tmp_path):
-    task, heard = striped_task(tmp_path), []
+def test_decoding_in_the_first_pass_counts_as_reading_and_not_as_cost(tmp_path, monkeypatch):
+    task, heard, moved, told = striped_task(tmp_path), [], [], iter([2.0, 7.0])
+    monkeypatch.setattr(flow, "decoding_seconds", lambda samples: next(told))
+    monkeypatch.setattr(Clock, "move", lambda clock, seconds, source, target: moved.append((seconds, source, target)))
 
-    result = fl.fit(task, depth=-1, epochs=2, engine="torch", out=tmp_path / "run", listener=heard.append)
+    fl.fit(task, depth=-1, epochs=2, engine="torch", out=tmp_path / "run", listener=heard.append)
 
-    seconds = dict(result.cost.by_phase)
-    assert seconds["read"] > 0
-    assert result.cost.seconds < sum(seconds.values())
+    assert moved == [(5.0, "probe", "read")]
+    assert "read" not in flow.COUNTED
     assert any(event.phase == "probe" and "waiting for" in event.note for event in heard)
 
 

@@ -15,7 +15,7 @@ from torch import nn
 import frostline as fl
 from frostline import trying
 from frostline.attempts import Attempt, Outcome
-from frostline.errors import BadArgument, CutNotProven, NotARun, RunBusy, RunOfOtherArguments
+from frostline.errors import BadArgument, BadSample, CutNotProven, NotARun, RunBusy, RunOfOtherArguments
 from frostline.events import silent
 from frostline.exhibits import CLAIMS
 from frostline.files import hold, read_record, read_records
@@ -412,8 +412,13 @@ def make(num_classes):
 """
 
 
-@pytest.mark.slow
-def test_a_run_on_pictures_is_read_again_by_its_names(tmp_path):
+def picture_task(folder):
+    return fl.load_task(folder / "pictures", model=f"{folder}/nets.py:make", image_size=16, valid=0.3, seed=3)
+
+
+@pytest.fixture
+def shades(tmp_path):
+    """A folder with dark and light pictures, and a network."""
     generator = np.random.default_rng(0)
     for name, level in (("dark", 60), ("light", 180)):
         (tmp_path / "pictures" / name).mkdir(parents=True)
@@ -421,7 +426,24 @@ def test_a_run_on_pictures_is_read_again_by_its_names(tmp_path):
             picture = generator.normal(level, 40, (16, 16, 3)).clip(0, 255).astype(np.uint8)
             Image.fromarray(picture).save(tmp_path / "pictures" / name / f"{i}.png")
     (tmp_path / "nets.py").write_text(NETWORK)
-    task = fl.load_task(tmp_path / "pictures", model=f"{tmp_path}/nets.py:make", image_size=16, valid=0.3, seed=3)
+    return tmp_path
+
+
+def test_a_damaged_picture_is_named_before_the_first_attempt(shades):
+    result = fl.fit(picture_task(shades), depth=1, epochs=1, seed=3, engine="torch", out=shades / "run")
+    again, heard = picture_task(shades), []
+    name = again.test.names[0]
+    (shades / "pictures" / name).write_bytes(b"junk")
+
+    with pytest.raises(BadSample, match=name):
+        fl.evidence(result, claims=["resources"], seeds=2, task=again, listener=heard.append)
+
+    assert {event.phase for event in heard} <= {"measure", "trace", "read"}
+
+
+@pytest.mark.slow
+def test_a_run_on_pictures_is_read_again_by_its_names(shades):
+    tmp_path, task = shades, picture_task(shades)
     result = fl.fit(task, depth=1, epochs=2, seed=3, engine="torch", out=tmp_path / "run")
 
     told = fl.evidence(result, claims=["resources"], seeds=2)

@@ -14,7 +14,7 @@ from frostline.holding import lifted
 
 _Module = TypeVar("_Module", bound=nn.Module)
 
-_LOWER: ContextVar[torch.dtype | None] = ContextVar("lower precision", default=None)
+_IS_LOWER = ContextVar("lower precision", default=False)
 
 
 def copy_of(model: _Module, shared: Iterable[torch.Tensor] = ()) -> _Module:
@@ -94,10 +94,8 @@ def full_precision() -> Iterator[None]:
         ...     (torch.ones(2, 2) @ torch.ones(2, 2)).dtype
         torch.float32
     """
-    lower = _LOWER.get()
-    if lower is not None:
-        with torch.autocast("cpu", lower):
-            yield
+    if _IS_LOWER.get():
+        yield
         return
     with torch.autocast("cpu", enabled=False), torch.autocast("cuda", enabled=False):
         yield
@@ -112,12 +110,12 @@ def lower_precision(dtype: torch.dtype) -> Iterator[None]:
         ...     (torch.ones(2, 2) @ torch.ones(2, 2)).dtype
         torch.bfloat16
     """
-    before = _LOWER.set(dtype)
+    before = _IS_LOWER.set(True)
     try:
         with torch.autocast("cpu", dtype):
             yield
     finally:
-        _LOWER.reset(before)
+        _IS_LOWER.reset(before)
 
 
 @contextlib.contextmanager

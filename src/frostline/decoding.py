@@ -26,6 +26,9 @@ from frostline.records import Preprocessing
 AHEAD = 2
 """Batches that are decoded ahead of the one that is worked on: memory stays bounded, and a slow batch is bridged."""
 
+SHARE = 4
+"""Pictures that a thread takes at a time, for handing each over alone costs as much as a small part of decoding it."""
+
 Rows = Sequence[int] | np.ndarray[Any, np.dtype[np.int64]]
 
 
@@ -164,7 +167,8 @@ class Pixels:
             def begin() -> None:
                 rows = [row for row in self._missing(next(coming, ())) if row not in begun]
                 begun.update(rows)
-                waiting.append([pool.submit(self._decode, row) for row in rows])
+                shares = [rows[first : first + SHARE] for first in range(0, len(rows), SHARE)]
+                waiting.append([pool.submit(self._decode_each, share) for share in shares])
 
             def wait() -> None:
                 begin()
@@ -180,6 +184,10 @@ class Pixels:
     def _missing(self, rows: Rows | range) -> list[int]:
         wanted = np.asarray(rows, dtype=np.int64)
         return list(dict.fromkeys(wanted[~self._done[wanted]].tolist()))
+
+    def _decode_each(self, rows: Sequence[int]) -> None:
+        for row in rows:
+            self._decode(row)
 
     def _decode(self, row: int) -> None:
         began = time.thread_time()

@@ -43,7 +43,7 @@ if TYPE_CHECKING:
 
 _MANIFEST = "manifest.json"
 
-JUDGED = 4
+JUDGED = 2
 """Rows of a batch that torch computes again to judge an engine; whole ones would be a good part of a short pass."""
 
 _log = logging.getLogger("frostline.features")
@@ -288,13 +288,10 @@ def _build(
             for (view, rows), inputs in zip(order, reading, strict=True)
         )
         first = next(batches)
-        # What Python has looked at in one batch is fixed in a converted network: another batch must tell.
-        last = feed.read(range(max(0, len(samples) - batch_size), len(samples)), key.views - 1)
-        judged = (first.inputs, tuple(filled(tensor, batch_size) for tensor in last))
-        chosen = _chosen(frozen, feed, judged, key, compiler)
+        chosen = _chosen(frozen, feed, _judged(first, feed, order, batch_size), key, compiler)
         every = itertools.chain([first], batches)
-        for batch in _reported(every, reading, listener, key=key, total=len(samples) * key.views):
-            wires = chosen.run(batch.inputs)
+        for place, batch in enumerate(_reported(every, reading, listener, key=key, total=len(samples) * key.views)):
+            wires = chosen.known.pop(place, None) or chosen.run(batch.inputs)
             _refuse_other_sizes(wires, layouts, batch, samples)
             kept = [layout.to_rows(wire) for layout, wire in zip(layouts, wires, strict=True)]
             _refuse_not_finite(kept, batch, samples, key.dtype)
@@ -354,44 +351,59 @@ def _reported(
         listener(Event(phase="store", note=f"{wires}: {reading.note}", done=done, total=total, unit="rows"))
 
 
+def _judged(
+    first: _Batch, feed: Feed, order: Sequence[tuple[int, range]], batch_size: int
+) -> dict[int, tuple[Tensor, ...]]:
+    """Inputs by which an engine is judged, by the place of their batch."""
+    if len(order) == 1:
+        return {0: first.inputs}
+    # What Python has looked at in one batch is fixed in a converted network: another batch must tell.
+    view, rows = order[-1]
+    return {0: first.inputs, len(order) - 1: tuple(filled(tensor, batch_size) for tensor in feed.read(rows, view))}
+
+
 class _Chosen(NamedTuple):
-    """What runs the frozen part, why it is not what was asked for, and its error on real rows."""
+    """What runs the frozen part, why it is not what was asked for, its error, and what it gave when it was judged."""
 
     run: Callable[[tuple[Tensor, ...]], tuple[Tensor, ...]]
-    engine: str = "torch"
-    precision: str = "float32"
-    why: str = ""
-    error: float = 0.0
+    engine: str
+    precision: str
+    why: str
+    error: float
+    known: dict[int, tuple[Tensor, ...]]
 
 
 def _chosen(
-    frozen: Frozen, feed: Feed, judged: tuple[tuple[Tensor, ...], ...], key: StoreKey, compiler: Compiler
+    frozen: Frozen, feed: Feed, judged: dict[int, tuple[Tensor, ...]], key: StoreKey, compiler: Compiler
 ) -> _Chosen:
     """Take the engine that was asked for if its outputs are torch's; else try it in full precision, else torch."""
 
     def plain(inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         return tuple(frozen(*feed.finished(inputs)))
 
-    if (key.engine, key.precision) == ("torch", "float32"):
-        return _Chosen(plain)
     reasons: list[str] = []
-    for precision in dict.fromkeys((key.precision, "float32")):
+    is_plain = (key.engine, key.precision) == ("torch", "float32")
+    for precision in () if is_plain else dict.fromkeys((key.precision, "float32")):
         other = compiler(feed.before(frozen.module), judged[0], engine=key.engine, precision=precision)
         if (other.engine, other.precision) == ("torch", "float32"):
             reasons += [other.why] if other.why else []
             break
-        error = max(_error(other(inputs), plain(tuple(x[:JUDGED] for x in inputs)), key.wires) for inputs in judged)
+        known = {place: other(inputs) for place, inputs in judged.items()}
+        error = max(
+            _error(known[place], plain(tuple(x[:JUDGED] for x in inputs)), key.wires)
+            for place, inputs in judged.items()
+        )
         if error <= LARGEST_ERROR[other.precision]:
-            return _Chosen(other, other.engine, other.precision, "; ".join(reasons), error)
+            return _Chosen(other, other.engine, other.precision, "; ".join(reasons), error, known)
         reasons.append(f"{other.spoken} is {error:.1e} away from torch's outputs")
         _log.warning("%s; it does not run the frozen part", reasons[-1])
-    return _Chosen(plain, why="; ".join(reasons))
+    return _Chosen(plain, "torch", "float32", "; ".join(reasons), 0.0, {})
 
 
 def _error(wires: tuple[Tensor, ...], wanted: tuple[Tensor, ...], kinds: tuple[Wire, ...]) -> float:
     """How far the first rows of a batch are from what they should be."""
     layouts = [Layout(kind) for kind in kinds]
-    if len(wires) != len(kinds) or not all(map(Layout.fits, layouts, wires)):
+    if any(len(each) != len(kinds) or not all(map(Layout.fits, layouts, each)) for each in (wires, wanted)):
         return float("inf")
     found, right = (
         tuple(layout.to_rows(wire)[:JUDGED] for layout, wire in zip(layouts, each, strict=True))
