@@ -1,6 +1,6 @@
 """The cold pass: pictures a second from JPEG files to stored rows, against a DataLoader and eager PyTorch.
 
-    python benchmarks/cold.py speed --work FOLDER --json OUT [--pictures 1024] [--repeats 5] [--networks NAME ...]
+    python benchmarks/cold.py speed --work FOLDER --json OUT [--pictures 2048] [--repeats 5] [--networks NAME ...]
     python benchmarks/cold.py accuracy --work FOLDER --json OUT [--image-size 96] [--seeds 5]
 
 `speed` lets each network, at two depths (all but the head, and half of the stages), go once over the same JPEG
@@ -418,7 +418,7 @@ def main() -> None:
         "--data", nargs="+", type=Path, default=[SHARED / name for name in ("trashnet", "sign_digits", "caltech25")]
     )
     quick.add_argument("--networks", nargs="+", choices=NETWORKS, default=list(NETWORKS))
-    quick.add_argument("--pictures", type=int, default=1024)
+    quick.add_argument("--pictures", type=int, default=2048)
     quick.add_argument("--repeats", type=int, default=5)
     quick.add_argument("--image-size", type=int, default=224)
     right = parts.add_parser("accuracy")

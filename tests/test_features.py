@@ -696,12 +696,15 @@ def test_fewer_bits_that_are_wrong_give_way_to_full_precision(tmp_path):
     assert store.manifest.identity.precision == "bfloat16"
 
 
-def test_fewer_bits_that_are_right_are_kept_and_the_manifest_says_how_far_off(tmp_path):
+@pytest.mark.parametrize("engine", ["torch", "openvino"])
+def test_fewer_bits_that_are_right_are_kept_and_the_manifest_says_how_far_off(tmp_path, engine):
+    if engine == "openvino":
+        pytest.importorskip("openvino", reason="openvino is an extra")
     frozen, samples = frozen_part(), pictures(4)
 
-    store = cache(frozen, samples, tmp_path / "store", precision="bfloat16", batch_size=4)
+    store = cache(frozen, samples, tmp_path / "store", engine=engine, precision="bfloat16", batch_size=4)
 
-    assert (store.manifest.engine, store.manifest.precision) == ("torch", "bfloat16")
+    assert (store.manifest.engine, store.manifest.precision) == (engine, "bfloat16")
     assert 0 < store.manifest.error <= 1e-2
     for kept, computed in zip(store.read(range(4)), frozen(*samples.read(range(4))), strict=True):
         assert kept.dtype == torch.float32

@@ -217,6 +217,36 @@ def test_a_run_whose_every_trial_fails_says_why(tmp_path, monkeypatch):
         fl.fit(small_task(), epochs=2, engine="torch", out=tmp_path / "run")
 
 
+def test_a_run_of_before_there_was_a_precision_is_gone_on_with(tmp_path):
+    first = fl.fit(small_task(), depth=1, epochs=2, engine="torch", out=tmp_path / "run")
+    file = tmp_path / "run" / "arguments.json"
+    content = json.loads(file.read_text())
+    asked = content.pop("precision")
+    file.write_text(json.dumps(content))
+
+    again = fl.fit(small_task(), depth=1, epochs=2, engine="torch", out=tmp_path / "run")
+
+    assert asked == "auto"
+    assert again.test == first.test
+
+
+def test_a_precision_that_does_not_exist_is_refused_before_any_work(tmp_path):
+    with pytest.raises(BadArgument, match="precision is 'bfloat16'; it must be one of auto, float32"):
+        fl.fit(small_task(), precision="bfloat16", out=tmp_path / "run")
+
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_plan_keeps_the_engine_its_precision_and_why(tmp_path):
+    fl.fit(small_task(), depth=1, epochs=2, precision="float32", out=tmp_path / "run")
+
+    engine = json.loads((tmp_path / "run" / "plan.json").read_text())["rates"]["engine"]
+
+    assert engine["precision"] == "float32"
+    assert "rows a second" in engine["why"]
+    assert engine["rows_per_second"] > 0
+
+
 def test_what_a_listener_raises_is_no_failed_trial(tmp_path):
     def listener(event: Event) -> None:
         if event.phase == "train":
