@@ -1,5 +1,7 @@
 """OpenVINO gives the rows in their order, piece by piece, and talks to nobody."""
 
+import ctypes
+import gc
 import logging
 import os
 import subprocess
@@ -22,6 +24,37 @@ def net():
     with torch.random.fork_rng():
         torch.manual_seed(0)
         return Prefix().eval()
+
+
+# --- the process it runs in ---------------------------------------------------------------------
+
+
+class Stack(ctypes.Structure):
+    """Where signals are handled, as Linux says it."""
+
+    _fields_ = (("start", ctypes.c_void_p), ("flags", ctypes.c_int), ("size", ctypes.c_size_t))
+
+
+def signal_stack():
+    found = Stack()
+    assert ctypes.CDLL(None).sigaltstack(None, ctypes.byref(found)) == 0
+    return found.start, found.flags, found.size
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="signal stacks are laid out otherwise elsewhere")
+@pytest.mark.parametrize("piece", [0, 2])
+def test_signals_are_handled_where_they_were_before_whichever_network_goes_first(net, piece):
+    # A process died of it: at the next signal its stack was memory that OpenVINO had freed.
+    before = signal_stack()
+    runs = [compiled(net, inputs(8), engine="openvino", piece=piece) for _ in range(3)]
+    assert {run.engine for run in runs} == {"openvino"}
+    seen = [signal_stack()]
+    for _ in range(len(runs)):
+        del runs[0]
+        gc.collect()
+        seen.append(signal_stack())
+
+    assert seen == [before] * 4
 
 
 # --- pieces -----------------------------------------------------------------------------------

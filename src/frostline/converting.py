@@ -11,6 +11,7 @@ import logging
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from types import ModuleType
 from typing import Any, cast, final
 
@@ -96,17 +97,21 @@ class Conversion:
         Returns:
             A function of one full batch, or in words why there is none.
         """
-        hint = {"INFERENCE_PRECISION_HINT": HINTS[precision], "INFERENCE_NUM_THREADS": torch.get_num_threads()}
+        hint: dict[str, object] = {
+            "INFERENCE_PRECISION_HINT": HINTS[precision],
+            "INFERENCE_NUM_THREADS": torch.get_num_threads(),
+        }
         with _silenced() as openvino:
             try:
                 whole = self._shaped(openvino, self.batch)
                 if not piece or piece == self.batch:
-                    return self._whole(openvino.Core().compile_model(whole, "CPU", hint))
+                    return self._whole(_apart(lambda: openvino.Core().compile_model(whole, "CPU", hint)))
                 small = self._shaped(openvino, piece)
                 axes = _batch_axes(whole, small, self.batch, piece)
                 if isinstance(axes, str):
                     return axes
-                compiled = openvino.Core().compile_model(small, "CPU", hint | {"NUM_STREAMS": torch.get_num_threads()})
+                hint["NUM_STREAMS"] = torch.get_num_threads()
+                compiled = _apart(lambda: openvino.Core().compile_model(small, "CPU", hint))
                 queue = openvino.AsyncInferQueue(compiled, _WAITING * torch.get_num_threads())
                 dtypes = [tensor.data.dtype for tensor in queue[0].output_tensors]
             except _refusals(openvino) as error:
@@ -165,6 +170,17 @@ class Conversion:
 
         queue.set_callback(keep)
         return run
+
+
+def _apart(work: Callable[[], Any]) -> Any:
+    """Do it in a thread of its own, which ends.
+
+    OpenVINO's plugin for processors gives the thread that loads it a signal stack, and puts the one from before back
+    when it is let go. Two that do not go in the reverse order of their coming leave a stack that is freed already, and
+    the next signal ends the process: a worker's end under a DataLoader, or Ctrl-C.
+    """
+    with ThreadPoolExecutor(1) as thread:
+        return thread.submit(work).result()
 
 
 def _batch_axes(whole: Any, small: Any, batch: int, piece: int) -> list[int] | str:
