@@ -1,5 +1,7 @@
 """Freezing where other machinery keeps its own view of the network, and where the user's hand slips."""
 
+import importlib
+import json
 import os
 import subprocess
 import sys
@@ -10,7 +12,6 @@ import torch
 from torch import distributed, nn
 from torch.nn.parallel import DistributedDataParallel
 
-import frostline as fl
 from frostline.errors import FrostlineError
 
 
@@ -49,12 +50,17 @@ def trained_on_two_ranks(freezing, rank, meet):
 
 def test_case_41_two_ranks_with_a_frozen_part_stay_equal_and_need_no_search_for_unused_weights(freezing, tmp_path):
     meet = f"file://{tmp_path / 'meet'}"
-    one = {"OMP_NUM_THREADS": "1"}
+    settings = os.environ | {"OMP_NUM_THREADS": "1"}
 
-    with subprocess.Popen([sys.executable, __file__, meet], env=os.environ | one) as other:
-        moved, is_equal = trained_on_two_ranks(freezing, 0, meet)
+    ranks = [
+        subprocess.Popen(
+            [sys.executable, __file__, freezing.__name__, str(rank), meet], env=settings, stdout=subprocess.PIPE
+        )
+        for rank in range(2)
+    ]
+    (moved, is_equal), other = (json.loads(rank.communicate(timeout=200)[0]) for rank in ranks)
 
-    assert other.returncode == 0
+    assert other == [moved, is_equal]
     assert moved == ["2.weight", "2.bias", "4.weight", "4.bias"]
     assert is_equal
 
@@ -134,4 +140,9 @@ def test_weights_that_freeze_after_the_wrap_are_what_case_41_guards_against(alon
 
 
 if __name__ == "__main__":
-    trained_on_two_ranks(fl, 1, sys.argv[1])
+    sys.stdout.write(
+        json.dumps(trained_on_two_ranks(importlib.import_module(sys.argv[1]), int(sys.argv[2]), sys.argv[3]))
+    )
+    sys.stdout.flush()
+    # Torch 2.14 leaves threads of gloo unjoined: one process in ten aborts where it ends by itself.
+    os._exit(0)
