@@ -219,6 +219,23 @@ def test_epoch_zero_is_scored_and_may_be_the_best(tmp_path):
     assert all(torch.equal(net.state_dict()[name], tensor) for name, tensor in network().state_dict().items())
 
 
+def test_a_start_with_a_softened_head_is_scored_and_never_the_best(tmp_path):
+    wild = {"learning_rate": 1e3, "head_learning_rate": 1e3, "clip_norm": 1e9}
+
+    trial, _ = run(spec_of(2, head_scale=0.3, **wild), tmp_path)
+
+    later = trial.curve[1:]
+    assert all(point.valid_loss > trial.curve[0].valid_loss for point in later)
+    assert trial.best_epoch == min(later, key=lambda point: point.valid_loss).epoch
+    assert trial.loss == pytest.approx(min(point.valid_loss for point in later))
+
+
+def test_a_rung_of_no_steps_leaves_the_start_even_with_a_softened_head(tmp_path):
+    trial, _ = run(spec_of(0, head_scale=0.3), tmp_path)
+
+    assert (trial.best_epoch, len(trial.losses)) == (0, SAMPLES)
+
+
 def test_losses_and_hits_are_those_of_the_best_epoch(tmp_path):
     trial, net = run(spec_of(3), tmp_path)
     valid = part(1)
