@@ -70,7 +70,7 @@ def fit(
     task: Task,
     *,
     depth: int | str = "auto",
-    budget: float = 1.0,
+    budget: float = search.USUAL_LIMIT,
     epochs: int | None = None,
     views: int = 1,
     seed: int = 0,
@@ -142,7 +142,9 @@ def fit(
 def check_arguments(budget: float, epochs: int | None, views: int, precision: str) -> None:
     """Refuse values outside their range before any work."""
     if not budget > 0:
-        raise BadArgument(f"BadArgument: budget is {budget}; it must be above 0 full fine-tunes. 1.0 is the default.")
+        raise BadArgument(
+            f"BadArgument: budget is {budget}; it must be above 0 full fine-tunes. {search.USUAL_LIMIT} is the default."
+        )
     if epochs is not None and epochs < 1:
         raise BadArgument(f"BadArgument: epochs is {epochs}; at least 1 is needed. Leave it out for the default.")
     if views < 1:
@@ -467,7 +469,7 @@ def plan(
     task: Task,
     *,
     depth: int | str = "auto",
-    budget: float = 1.0,
+    budget: float = search.USUAL_LIMIT,
     epochs: int | None = None,
     views: int = 1,
     seed: int = 0,
