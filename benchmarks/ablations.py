@@ -44,7 +44,7 @@ from frostline.probing import Pooled, ridge
 from frostline.records import TrialSpec
 from frostline.sampling import Chosen, drawn
 from frostline.scoring import outputs_of
-from frostline.search import LEARNING_RATES, LIVE_TARGETS
+from frostline.search import LEARNING_RATES, LIVE_TARGETS, USUAL_LIMIT
 from frostline.tuning import tune
 
 Truth = dict[str, Any]
@@ -59,23 +59,27 @@ class Search:
 
     Args:
         targets: Live shares at which it looks, beside the deepest depth.
-        rates: Learning rates that are raced at the middle depth, from the largest, while a smaller one wins.
+        rates: Learning rates that are raced, from the largest, while a smaller one wins.
+        alone: Whether rates are raced at the middle depth alone, and not at every depth.
         mark: Steps of a lap.
         second: Steps after which the two ahead are compared again where two errors do not tell them apart, or None.
         judge: What an arm is ahead by: "loss" or "accuracy".
-        tie: Standard errors within which the deeper of two arms is taken; 0 takes the leader.
-        last_tie: The same for the winner against head only, both trained to the end.
+        tie: Standard errors within which another arm than the leader is taken.
+        last_tie: The same for the winner and head only, both trained to the end.
+        deeper: Whether a tie goes to the deeper of two, and not to the shallower.
         votes: A vote that names the depth in place of a race, or None.
         goes_on: Whether the winner goes on from where it is; a restart pays for its first steps again.
     """
 
     targets: tuple[float, ...] = LIVE_TARGETS
     rates: tuple[float, ...] = LEARNING_RATES
+    alone: bool = False
     mark: int = 40
-    second: int | None = 80
+    second: int | None = None
     judge: str = "loss"
-    tie: float = 0.0
+    tie: float = 1.0
     last_tie: float = 1.0
+    deeper: bool = False
     votes: str | None = None
     goes_on: bool = True
 
@@ -83,18 +87,21 @@ class Search:
 SEARCHES = {
     "the search": Search(),
     "judged by accuracy": Search(judge="accuracy"),
-    "the deeper within one error": Search(tie=1.0),
-    "the deeper within two errors": Search(tie=2.0),
+    "ties to the deeper": Search(deeper=True),
+    "the leader, without ties": Search(tie=0.0, last_tie=0.0),
+    "the leader of the race": Search(tie=0.0),
     "the more accurate at last": Search(last_tie=0.0),
-    "laps of 20 steps": Search(mark=20, second=40),
-    "laps of 80 steps": Search(mark=80, second=None),
-    "no second lap": Search(second=None),
+    "the shallower within two errors": Search(tie=2.0),
+    "laps of 20 steps": Search(mark=20),
+    "laps of 80 steps": Search(mark=80),
+    "a second lap of the two ahead": Search(second=80),
+    "rates at the middle depth alone": Search(alone=True),
     "one rate, the largest": Search(rates=LEARNING_RATES[:1]),
     "one rate, the middle one": Search(rates=LEARNING_RATES[1:2]),
-    "two depths": Search(targets=(0.65,)),
-    "three depths": Search(targets=(0.9, 0.38)),
-    "five depths": Search(targets=(0.9, 0.65, 0.38, 0.15)),
-    "with nothing frozen": Search(targets=(1.0, 0.65, 0.38)),
+    "two depths": Search(targets=(0.9,)),
+    "two depths, one of them half-way": Search(targets=(0.5,)),
+    "four depths": Search(targets=(0.9, 0.65, 0.38)),
+    "with nothing frozen": Search(targets=(1.0, 0.38)),
     "vote of the ridge probe alone": Search(votes="accuracy"),
     "vote of the nearest neighbours alone": Search(votes="knn"),
     "restart in place of going on": Search(goes_on=False),
@@ -161,10 +168,8 @@ def play(search: Search, truth: Truth) -> Played:
         return voted(search.votes, asked)
     inner = [depth for depth in asked.depths if depth != asked.deepest]
     arms = sorted({min(inner, key=lambda depth: abs(asked.live(depth) - target)) for target in search.targets})
-    middle = arms[len(arms) // 2]
-    rate, cost = rate_of(search, asked, middle)
+    rate, cost = rate_of(search, asked, arms)
     looks = {depth: asked.at(depth, rate, search.mark) for depth in arms}
-    cost += sum(asked.live(depth) for depth in arms if depth != middle) * search.mark / asked.steps
     standing = {depth: look for depth, look in looks.items() if look}
     lap = search.mark
     if search.second and len(standing) > 1:
@@ -176,10 +181,10 @@ def play(search: Search, truth: Truth) -> Played:
             cost += (asked.live(first) + asked.live(second)) * (search.second - search.mark) / asked.steps
             lap = search.second
     winner = ahead(standing, search)
-    left = max(0.0, 1.0 - cost - fixed(asked))
+    left = max(0.0, USUAL_LIMIT - cost - fixed(asked))
     share = min(1.0, left / max(asked.live(winner), 1e-9) + (lap / asked.steps if search.goes_on else 0.0))
     cost += asked.live(winner) * (share - (lap / asked.steps if search.goes_on else 0.0)) + fixed(asked)
-    depth, row = last_word(asked, winner, rate, search.last_tie)
+    depth, row = last_word(asked, winner, rate, search)
     return Played(depth, rate, row["test_hits"], cost)
 
 
@@ -188,20 +193,22 @@ def fixed(asked: Answers) -> float:
     return 0.05 + 2 / (3 * asked.truth["epochs"])
 
 
-def rate_of(search: Search, asked: Answers, middle: int) -> tuple[float, float]:
-    """The rate that wins at the middle depth, and what its race cost."""
-    lap, cost = asked.live(middle) * search.mark / asked.steps, 0.0
+def rate_of(search: Search, asked: Answers, arms: Sequence[int]) -> tuple[float, float]:
+    """The rate that wins, at the middle depth or on average over all, and what all first laps cost."""
+    racing = [arms[len(arms) // 2]] if search.alone else list(arms)
+    lap, cost = sum(asked.live(depth) for depth in racing) * search.mark / asked.steps, 0.0
     best: tuple[float, float] | None = None
     for number, rate in enumerate(search.rates):
-        look = asked.at(middle, rate, search.mark)
+        looks = [asked.at(depth, rate, search.mark) for depth in racing]
         cost += lap
-        found = level(look, search.judge) if look else float("inf")
+        found = statistics.fmean(level(look, search.judge) if look else float("inf") for look in looks)
         if best is None or found < best[0]:
             best = found, rate
         elif number:
             break
     assert best is not None
-    return best[1], cost
+    rest = sum(asked.live(depth) for depth in arms if depth not in racing) * search.mark / asked.steps
+    return best[1], cost + rest
 
 
 def level(look: Mapping[str, Any], judge: str) -> float:
@@ -209,21 +216,26 @@ def level(look: Mapping[str, Any], judge: str) -> float:
 
 
 def ahead(standing: Mapping[int, Mapping[str, Any]], search: Search) -> int:
-    """The leader, or the deepest that is within the tie of it."""
-    leader = min(standing, key=lambda depth: (level(standing[depth], search.judge), -depth))
+    """Of the arms within the tie of the leader, the shallowest, or the deepest."""
+    leader = min(standing, key=lambda depth: (level(standing[depth], search.judge), depth))
     gaps = {depth: behind(look, standing[leader], search.judge) for depth, look in standing.items()}
-    return max(depth for depth, (gap, error) in gaps.items() if gap <= search.tie * error + 1e-12)
+    tied = [depth for depth, (gap, error) in gaps.items() if gap <= search.tie * error + 1e-12]
+    if not search.tie:
+        return leader
+    return max(tied) if search.deeper else min(tied)
 
 
-def last_word(asked: Answers, winner: int, rate: float, tie: float) -> tuple[int, Mapping[str, Any]]:
+def last_word(asked: Answers, winner: int, rate: float, search: Search) -> tuple[int, Mapping[str, Any]]:
     """Winner or head only, by the rule of `choose`."""
     mine, head = asked.ended(winner, rate), asked.ended(asked.deepest, rate)
     if mine["failure"]:
         return asked.deepest, head
-    leads = (mine["valid_accuracy"], -mine["valid_loss"]) > (head["valid_accuracy"], -head["valid_loss"])
-    gaps = [behind(head, mine, judge) for judge in ("accuracy", "loss")]
-    tied = tie > 0 and all(gap <= tie * error + 1e-12 for gap, error in gaps)
-    return (winner, mine) if leads and not tied else (asked.deepest, head)
+    leads = (mine["valid_accuracy"], -mine["valid_loss"]) >= (head["valid_accuracy"], -head["valid_loss"])
+    first, other = (mine, head) if leads else (head, mine)
+    gaps = [behind(other, first, judge) for judge in ("accuracy", "loss")]
+    tied = search.last_tie > 0 and all(gap <= search.last_tie * error + 1e-12 for gap, error in gaps)
+    is_head = search.deeper if tied else not leads
+    return (asked.deepest, head) if is_head else (winner, mine)
 
 
 def voted(vote: str, asked: Answers) -> Played:

@@ -9,14 +9,15 @@ from frostline.errors import AllTrialsFailed
 from frostline.records import Choice, CutGraph, Rival, Trial
 
 RULE = (
-    "Of the depths that were trained to the end, the one with the most right answers on the validation part leads. The "
-    "deepest one that is within one standard error of it, paired by sample, both in accuracy and in loss, is chosen: "
-    "accuracy has the last word, and a loss that is clearly worse breaks what looks like a tie."
+    "Of the depths that were trained to the end, the one with the most right answers on the validation part leads. "
+    "The shallowest one that is within one standard error of it, paired by sample, both in accuracy and in loss, is "
+    "chosen: where the samples cannot tell two depths apart, the one that trains more was the better one more often. "
+    "Accuracy has the last word, and a loss that is clearly worse breaks what looks like a tie."
 )
 
 
 def choose(graph: CutGraph, trials: Iterable[Trial]) -> Choice:
-    """Pick the depth: the most accurate, or the deepest that cannot be told from it.
+    """Pick the depth: the most accurate, or the shallowest that cannot be told from it.
 
     A depth whose accuracy is within one paired standard error of the leader's counts as equal
     only if its loss is, too. A leader is never given up for its loss alone: networks trained
@@ -43,11 +44,11 @@ def choose(graph: CutGraph, trials: Iterable[Trial]) -> Choice:
         ...     for depth in (1, 0)
         ... )
         >>> fl.choose(graph, [full, deep]).depth
-        1
+        0
 
     Source:
         The rule of one standard error is Breiman et al., Classification and regression trees, 1984,
-        section 3.4.3; here it is paired by sample.
+        section 3.4.3; here it is paired by sample, and favours what trains more (`docs/depth.md` has the figures).
     """
     trials = tuple(by_key(trials).values())
     arms = _furthest(trials)
@@ -60,9 +61,9 @@ def choose(graph: CutGraph, trials: Iterable[Trial]) -> Choice:
             failures=failures,
         )
     finished = _finished(arms, trials)
-    leader = max(finished, key=lambda trial: (trial.accuracy, -trial.loss, trial.spec.depth))
+    leader = max(finished, key=lambda trial: (trial.accuracy, -trial.loss, -trial.spec.depth))
     tied = [trial for trial in finished if is_within(*hit_gap(leader, trial)) and is_within(*loss_gap(trial, leader))]
-    picked = max(tied, key=lambda trial: trial.spec.depth)
+    picked = min(tied, key=lambda trial: trial.spec.depth)
     duels = [_Duel(trial, _peer(picked, trial, trials)) for trial in arms if trial is not picked]
     return Choice(
         depth=picked.spec.depth,
@@ -143,8 +144,8 @@ def _verdict(duel: _Duel) -> str:
     own, against = trial.epochs, peer.epochs
     after = f"after {_epochs(own)} " + ("each, " if _are_equal(own, against) else f"against {against:.2g}, ")
     if abs(points) <= error:
-        if trial.spec.depth < peer.spec.depth:
-            return f"{after}as accurate, but it trains more"
+        if is_within(*loss_gap(trial, peer)) and trial.spec.depth > peer.spec.depth:
+            return f"{after}as accurate, but it trains less"
         worse, _ = loss_gap(trial, peer)
         return f"{after}as accurate, but {'with a higher loss' if worse > 0 else 'it did not go on'}"
     return f"{after}{abs(points):.1f} points {'worse' if points > 0 else 'better'} (standard error {error:.1f})"

@@ -1,7 +1,6 @@
 """What things cost: in full fine-tunes for decisions, in seconds and bytes for people to read."""
 
 import math
-from collections.abc import Sequence
 from typing import NamedTuple
 
 from frostline.records import Budget, CutGraph, Forecast, Rates, Recipe, Vote
@@ -29,12 +28,12 @@ after one epoch was .77 on sign digits and 2.60 on Omniglot, and .60 and 1.97 wi
 
 
 class Race(NamedTuple):
-    """What is compared by short trainings: depths from the shallowest, rates in the order of trial.
+    """What is compared by short trainings: each depth at each learning rate.
 
     Args:
-        depths: Cuts, each an arm.
-        rates: Learning rates, tried at the middle depth.
-        epochs: Of one lap.
+        depths: Cuts, each an arm, from the shallowest.
+        rates: Learning rates, in the order of trial.
+        epochs: Of a lap, which each arm runs.
 
     Example:
         >>> Race(depths=(3, 7, 18), rates=(1e-3, 3e-4), epochs=1).depths
@@ -46,32 +45,15 @@ class Race(NamedTuple):
     epochs: float
 
     @property
-    def arms(self) -> tuple[int, ...]:
-        """Depths that run a first lap, the middle one for each rate; none where there is nothing to compare."""
-        if len(self.depths) == len(self.rates) == 1:
+    def first(self) -> float:
+        """Epochs of a lap; 0 where there is nothing to compare, and so no lap."""
+        return 0.0 if len(self.depths) == len(self.rates) == 1 else self.epochs
+
+    def laps(self, budget: Budget) -> tuple[int, ...]:
+        """The depths of all laps, at most: a depth that costs next to nothing runs one, whatever the rate."""
+        if not self.first:
             return ()
-        return (*self.depths, *[middle_of(self.depths)] * (len(self.rates) - 1))
-
-
-LAPS = 2
-"""Laps of the race: one for all arms, and one more for the two ahead where they cannot be told apart."""
-
-
-def middle_of(depths: Sequence[int]) -> int:
-    """The depth at which learning rates are raced: the middle one of those that train more than the head.
-
-    Args:
-        depths: Depths that will be tried, from the shallowest.
-
-    Returns:
-        One of them.
-
-    Example:
-        >>> middle_of((3, 7, 11, 18)), middle_of((7, 18)), middle_of((18,))
-        (7, 7, 18)
-    """
-    inner = depths[:-1] or depths
-    return inner[len(inner) // 2]
+        return tuple(d for d in self.depths for _ in (self.rates if budget.live_shares[d] > CHEAP else (None,)))
 
 
 def head_scale(depth: int, max_depth: int) -> float:
@@ -99,10 +81,7 @@ def race_cost(budget: Budget, race: Race) -> float:
         >>> round(race_cost(budget, Race((1, 2), (1e-3, 3e-4), epochs=1)), 3)
         0.2
     """
-    spent = budget.reserve + sum(budget.cost(depth, race.epochs) for depth in race.arms)
-    dear = sorted((budget.live_shares[depth], depth) for depth in race.depths if budget.live_shares[depth] > CHEAP)
-    ahead = dear[-2:] if len(dear) > 1 else []
-    return spent + sum(budget.cost(depth, race.epochs, race.epochs) for _, depth in ahead)
+    return budget.reserve + sum(budget.cost(depth, race.epochs) for depth in race.laps(budget))
 
 
 def most_cost(budget: Budget, race: Race, finish: float) -> float:
@@ -123,10 +102,9 @@ def most_cost(budget: Budget, race: Race, finish: float) -> float:
     """
     cheap = [depth for depth in race.depths if budget.live_shares[depth] <= CHEAP]
     dear = [depth for depth in race.depths if budget.live_shares[depth] > CHEAP]
-    first = race.epochs if race.arms else 0.0
-    spent = sum(budget.cost(depth, budget.epochs - first, first) for depth in cheap)
-    raced = min(finish, first * (LAPS if len(dear) > 1 else 1))
-    spent += max((budget.cost(depth, finish - raced, raced) for depth in dear), default=0.0)
+    spent = sum(budget.cost(depth, budget.epochs - race.first, race.first) for depth in cheap)
+    first = min(finish, race.first)
+    spent += max((budget.cost(depth, finish - first, first) for depth in dear), default=0.0)
     return race_cost(budget, race) + spent
 
 
@@ -287,11 +265,8 @@ class Prices:
     def search_seconds(self, race: Race, budget: Budget) -> float:
         """Predicted seconds of the stores, the race and the dearest finish that the budget allows."""
         left = budget.limit - race_cost(budget, race)
-        # The two shallowest run another lap at most.
-        arms = (*race.arms, *(race.depths[:2] if len(race.depths) > 2 else ()))
         seconds = sum(self.store_seconds(depth) for depth in race.depths)
-        seconds += sum(self.epoch_seconds(depth) * race.epochs for depth in arms)
-        first = race.epochs if race.arms else 0.0
+        seconds += sum(self.epoch_seconds(depth) * race.epochs for depth in race.laps(budget))
         return seconds + max(
-            self.epoch_seconds(depth) * affordable_epochs(left, depth, budget, first) for depth in race.depths
+            self.epoch_seconds(depth) * affordable_epochs(left, depth, budget, race.first) for depth in race.depths
         )

@@ -59,7 +59,7 @@ ELSEWHERE = {
     39: (
         "test_run.py::test_the_same_arguments_give_the_same_choice_and_scores",
         "test_run.py::test_the_test_part_plays_no_part_in_the_choice",
-        "test_choosing.py::test_a_tie_in_accuracy_and_loss_goes_to_the_larger_frozen_share",
+        "test_choosing.py::test_a_tie_in_accuracy_and_loss_goes_to_what_trains_more",
         "test_choosing.py::test_the_reason_names_depth_accuracy_and_what_the_rivals_lose",
     ),
     40: (
