@@ -122,14 +122,13 @@ def of_the_cost(run: Path, evidence: Record, page: dict[str, Node]) -> Iterator[
     by_key = keyed_lines(run / "trials.jsonl", "spec")
     trials = list(by_key.values())
     full = 3 * whole * train * plan["budget"]["epochs"]
-    passes = {
-        at: sum(flops[:at]) * (train * plan["views"] + valid) for at in {trial["spec"]["depth"] for trial in trials}
-    }
+    rows = train * plan["views"] + valid
+    deepest = max(trial["spec"]["depth"] for trial in trials)
     scored = test * (whole + sum(flops[:depth]))
-    # One pass that votes, five timed steps, and all that was trained, kept and scored.
+    # One pass that votes, five timed steps, one pass that keeps the rows of all depths, what was trained and scored.
     spent = whole * train + 5 * 3 * whole * batch + sum(trial["flops"] for trial in trials)
-    spent += sum(passes.values()) + scored
-    own, key = passes[depth], evidence["choice"]["trial"]
+    spent += sum(flops[:deepest]) * rows + scored
+    own, key = sum(flops[:depth]) * rows, evidence["choice"]["trial"]
     while key in by_key:
         own, key = own + by_key[key]["flops"], by_key[key]["spec"]["parent"]
     card = page[""].pairs().get("Cost", "")

@@ -26,10 +26,8 @@ the other, in another order each time. Started again, the command goes on with w
 
     python benchmarks/sharing.py DATA --work FOLDER --json OUT --limit 80 --image-size 32 --epochs 1 --workers 0
 
-Every depth fills its own store from the pictures; `stores` has the seconds of each. They would be spared for all but
-the deepest if one pass kept the wires of several cuts, which `fl.cache` does not do. Filling a deeper store from a
-shallower one is possible by hand, with the same bits: trace the live part, `fl.trace(parts.live, wires)`, and cache
-the frozen part of that. OpenVINO does not convert a live part, however, and torch would have to run it.
+The stores of all depths are filled in one pass over the pictures; `stores` has its seconds and those
+of the proofs.
 
 Sources: Nakandala and Kumar, Nautilus: an optimized system for deep transfer learning over evolving training
 datasets, SIGMOD 2022 (2.83 times the usual practice on this workload), and its code for the depths, sizes, rates and
@@ -62,6 +60,7 @@ from frostline.features import FeatureStore
 from frostline.footprint import _Recomputed
 from frostline.pictures import decode, normalised
 from frostline.records import Preprocessing, Recipe, TrialSpec
+from frostline.splitting import depths_of
 from frostline.tuning import _batches, _mixed, _no_denormals, _own_randomness, _seed, _step, _train_mode, optimizer_for
 
 FROZEN = (0.75, 0.81, 0.89, 0.94)
@@ -127,29 +126,25 @@ class Workload:
     def folder_of(self, part: str, depth: int) -> Path:
         return self.options.work / "store" / f"{part}-{depth:02d}"
 
-    def keep(self, depth: int) -> None:
-        """Prove the cut and fill its stores, or open those that are there."""
-        if reason := fl.prove(self.base, self.graph, depth, example=self.example):
-            raise SystemExit(f"depth {depth} is not proven: {reason}")
-        frozen = fl.split(self.base, self.graph, depth).frozen
-        made: dict[str, Compiled] = {}
+    def keep(self) -> None:
+        """Prove the cuts and fill the stores of all depths in one pass, or open those that are there."""
+        for depth in self.depths:
+            if reason := fl.prove(self.base, self.graph, depth, example=self.example):
+                raise SystemExit(f"depth {depth} is not proven: {reason}")
+        frozen = [fl.split(self.base, self.graph, depth).frozen for depth in self.depths]
+        made: dict[tuple[Any, ...], Compiled] = {}
 
-        def once(module: nn.Module, example: tuple[torch.Tensor, ...], *, engine: str) -> Compiled:
-            if engine not in made:
-                made[engine] = compiled(module, example, engine=engine)
-            return made[engine]
+        def once(module: nn.Module, example: tuple[torch.Tensor, ...], *, engine: str, precision: str) -> Compiled:
+            key = (depths_of(module), engine, precision)
+            if key not in made:
+                made[key] = compiled(module, example, engine=engine, precision=precision)
+            return made[key]
 
-        self.stores[depth] = {
-            part: fl.cache(
-                frozen,
-                samples,
-                self.folder_of(part, depth),
-                engine=self.engine,
-                batch_size=STORE_BATCH,
-                compiler=once,
-            )
-            for part, samples in (("train", self.train), ("valid", self.valid))
-        }
+        for part, samples in (("train", self.train), ("valid", self.valid)):
+            folders = [self.folder_of(part, depth) for depth in self.depths]
+            stores = fl.cache_all(frozen, samples, folders, engine=self.engine, batch_size=STORE_BATCH, compiler=once)
+            for depth, store in zip(self.depths, stores, strict=True):
+                self.stores.setdefault(depth, {})[part] = store
 
 
 def nearest(shares: dict[int, float], wanted: Sequence[float]) -> list[int]:
@@ -299,16 +294,14 @@ class Ledger:
 
 def run(work: Workload, ledger: Ledger) -> None:
     """Do what is missing: stores, then each configuration by all arms."""
-    for depth in work.depths:
-        is_new = f"store {depth}" not in ledger.rows
-        if is_new:
-            # What a killed call has left would be opened and not filled, and its seconds missing.
-            for part in ("train", "valid"):
-                shutil.rmtree(work.folder_of(part, depth), ignore_errors=True)
-        began = time.perf_counter()
-        work.keep(depth)
-        if is_new:
-            ledger.add(f"store {depth}", time.perf_counter() - began)
+    is_new = "stores" not in ledger.rows
+    if is_new:
+        # What a killed call has left would be opened and not filled, and its seconds missing.
+        shutil.rmtree(work.options.work / "store", ignore_errors=True)
+    began = time.perf_counter()
+    work.keep()
+    if is_new:
+        ledger.add("stores", time.perf_counter() - began)
     configs = list(work.configs)
     for number, config in enumerate(configs):
         names = list(ARMS)[number % 3 :] + list(ARMS)[: number % 3]
@@ -325,7 +318,7 @@ def run(work: Workload, ledger: Ledger) -> None:
 
 
 def flops_ratio(work: Workload) -> float:
-    """What sharing saves by count: each depth's pass once, instead of in each step and each scoring."""
+    """What sharing saves by count: one pass for all depths, instead of one in each step and each scoring."""
     train, valid, epochs = len(work.train), len(work.valid), work.options.epochs
     looks = epochs + 1
     alone = together = 0.0
@@ -334,7 +327,7 @@ def flops_ratio(work: Workload) -> float:
         live = 3 * epochs * train * (1 - frozen) + looks * valid * (1 - frozen)
         alone += live + (epochs * train + looks * valid) * frozen
         together += live
-    return alone / (together + sum(work.graph.frozen_share(depth) * (train + valid) for depth in work.depths))
+    return alone / (together + work.graph.frozen_share(work.depths[-1]) * (train + valid))
 
 
 def summary(work: Workload, ledger: Ledger) -> dict[str, Any]:
@@ -343,9 +336,9 @@ def summary(work: Workload, ledger: Ledger) -> dict[str, Any]:
         for name in ARMS
     }
     seconds = {name: sum(row["seconds"] for row in rows) for name, rows in arms.items()}
-    stores = {depth: ledger.rows[f"store {depth}"]["seconds"] for depth in work.depths}
+    stores = ledger.rows["stores"]["seconds"]
     prepared = ledger.rows["prepare"]["seconds"]
-    kept = sum(stores.values()) + seconds["shared"]
+    kept = stores + seconds["shared"]
     pairs = [
         (ledger.rows[key.replace("shared ", "usual ", 1)], row)
         for key, row in ledger.rows.items()

@@ -8,7 +8,7 @@ import sys
 import pytest
 import torch
 
-from frostline import features, files
+from frostline import features, files, filling
 from frostline.data import TensorSamples
 from frostline.errors import DiskFull, NotWritable, RunBusy, StoreTooLarge
 from frostline.events import Event
@@ -103,14 +103,14 @@ def test_a_store_larger_than_the_free_disk_is_refused_before_any_write(tmp_path,
 @pytest.mark.parametrize("nth", [0, 1, 2])
 def test_a_disk_that_fills_up_leaves_no_store(tmp_path, monkeypatch, frozen, samples, number, nth):
     calls = iter(range(100))
-    write = features.RowWriter.write
+    write = filling.RowWriter.write
 
     def fill_up(writer, rows):
         if next(calls) == nth:
             raise OSError(number, os.strerror(number))
         write(writer, rows)
 
-    monkeypatch.setattr(features.RowWriter, "write", fill_up)
+    monkeypatch.setattr(filling.RowWriter, "write", fill_up)
 
     with pytest.raises(DiskFull, match="Nothing half-written is kept") as caught:
         cache(frozen, samples, tmp_path / "store", batch_size=4)

@@ -59,14 +59,14 @@ def test_seconds_that_differ_by_less_than_their_rounding_plan_the_same(seconds):
     assert one == pytest.approx(other)
 
 
-def test_the_reserve_counts_one_pass_for_the_votes_and_one_for_each_store():
+def test_the_reserve_counts_one_pass_for_the_votes_and_one_for_the_stores_of_all_depths():
     none, one, both = (
         prices_of(quick=1e9).budget(race_of(*depths), limit=1.0).reserve for depths in ((0,), (1,), (1, 2))
     )
 
     assert none > OVERHEAD + 1 / 30
     assert one - none == pytest.approx(0.6 * (320 + 96) / (3 * 320 * 10))
-    assert both - one == pytest.approx(0.9 * (320 + 96) / (3 * 320 * 10))
+    assert both - none == pytest.approx(0.9 * (320 + 96) / (3 * 320 * 10))
 
 
 def test_the_reserve_holds_what_was_spent_and_will_be_where_that_is_more():
@@ -74,8 +74,18 @@ def test_the_reserve_holds_what_was_spent_and_will_be_where_that_is_more():
 
     reserve = prices_of(**rates).budget(race_of(1, 2), limit=1.0).reserve
 
-    stores = (0.5 + 0.9) * (320 + 96) / 100
+    stores = 0.9 * (320 + 96) / 100
     assert reserve == pytest.approx((20 + 2 * 1 + stores) / 50 + OVERHEAD)
+
+
+@given(shares, st.floats(0.0, 20.0))
+def test_stages_that_stores_share_are_priced_once(seconds, spent):
+    prices = prices_of(seconds=seconds, step=0.0, score=0.0, spent_seconds=spent)
+
+    deepest, both = (prices.budget(race_of(*depths), limit=1.0) for depths in ((2,), (1, 2)))
+
+    assert both.reserve == pytest.approx(deepest.reserve)
+    assert prices.search_seconds(race_of(1, 2), both) == pytest.approx(prices.store_seconds(2))
 
 
 def test_a_network_that_trains_in_no_time_is_not_kept_from_training():

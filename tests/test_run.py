@@ -120,6 +120,27 @@ def test_what_choosing_cost_is_told_apart_from_training_what_was_chosen(tmp_path
     assert given.cost.share_search < searched.cost.share_search
 
 
+def test_the_race_fills_the_stores_of_all_its_depths_in_one_pass_for_each_part(tmp_path):
+    heard = []
+
+    result = fl.fit(small_task(), budget=4.0, epochs=3, engine="torch", out=tmp_path / "run", listener=heard.append)
+
+    assert {trial.spec.depth for trial in result.evidence.trials} == {1, 2}
+    assert len([event for event in heard if event.phase == "store" and event.done == 0]) == len(
+        ("train", "valid", "test")
+    )
+
+
+def test_stores_count_as_one_pass_in_the_cost(tmp_path):
+    evidence = fl.fit(small_task(), budget=4.0, epochs=3, engine="torch", out=tmp_path / "run").evidence
+
+    forward, share = evidence.graph.flops, evidence.graph.frozen_share
+    rest = evidence.cost.flops - sum(trial.flops for trial in evidence.trials)
+    # One pass that votes, five timed steps of 32 samples, and the scoring of the test part.
+    rest -= forward * (60 + 5 * 3 * 32 + 60 * (1 + share(evidence.choice.depth)))
+    assert rest == pytest.approx(share(2) * forward * (60 + 60))
+
+
 def test_the_test_part_plays_no_part_in_the_choice(tmp_path):
     plain = points(2)
     order = torch.randperm(len(plain), generator=torch.Generator().manual_seed(3))

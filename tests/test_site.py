@@ -2,18 +2,22 @@
 
 import contextlib
 import json
+from types import SimpleNamespace
 
 import pytest
 import torch
 from torch import nn
 
 import frostline as fl
+from frostline import site as site_module
 from frostline.cost import Clock
+from frostline.engines import compiled
 from frostline.errors import BadArgument
 from frostline.events import Event
 from frostline.files import read_record
-from frostline.records import Spent
-from frostline.site import diary, live_flops, set_out, spent, with_views
+from frostline.records import EngineReport, Spent
+from frostline.site import diary, fill, live_flops, rows_of, set_out, spent, with_views
+from frostline.splitting import depths_of
 
 
 def task():
@@ -62,3 +66,32 @@ def test_live_operations_are_those_above_the_cut(tmp_path):
 def test_views_that_samples_cannot_make_are_refused():
     with pytest.raises(BadArgument, match="these samples have 1"):
         with_views(task().train, 2)
+
+
+def test_what_was_compiled_for_several_depths_fills_their_training_and_validation_stores(tmp_path, monkeypatch):
+    made = []
+
+    def compiling(module, example, *, engine, precision, piece):
+        made.append(depths_of(module))
+        run = compiled(module, example)
+        run.engine = engine
+        return run
+
+    monkeypatch.setattr(site_module, "compiled", compiling)
+    small = task()
+    small = fl.Task(
+        nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 5), nn.ReLU(), nn.Linear(5, 2)), *[small.train] * 3
+    )
+    site = set_out(small, tmp_path, lambda event: None)
+    plan = SimpleNamespace(views=1, rates=SimpleNamespace(engine=EngineReport(engine="compile")))
+
+    fill(site, [0, 1, 2], plan)
+    rows = [
+        rows_of(site, fl.split(site.base, site.graph, depth), small.valid, part="valid", plan=plan) for depth in (1, 2)
+    ]
+
+    assert made == [(1, 2)]
+    assert [kept.read([0])[0].shape for kept in rows] == [(1, 6), (1, 5)]
+    assert sorted(path.name for path in (tmp_path / "store").iterdir()) == [
+        f"{part}-{depth:02d}" for part in ("train", "valid") for depth in (1, 2)
+    ]

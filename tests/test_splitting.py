@@ -52,6 +52,29 @@ def test_live_of_frozen_is_the_network_at_every_open_cut(chosen, seed):
 
 
 @few
+@given(pieces, st.lists(st.integers(0, 9), min_size=1, max_size=4))
+def test_frozen_parts_joined_in_any_order_give_the_wires_of_each(chosen, places):
+    one = network(chosen)
+    graph = fl.trace(one.model, one.example)
+    parts = [fl.split(one.model, graph, graph.open_depths[at % len(graph.open_depths)]).frozen for at in places]
+
+    joined = parts[0].joined(*parts[1:])
+
+    alone = [wire for part in parts for wire in part(*one.inputs)]
+    assert joined.wires == tuple(wire for part in parts for wire in part.wires)
+    assert all(map(torch.equal, joined(*one.inputs), alone))
+    assert len(joined.module(*one.inputs)) == len(alone)
+
+
+def test_frozen_parts_of_different_traces_are_not_joined():
+    one = specimen("chain")
+    shallow, deep = (fl.split(one.model, fl.trace(one.model, one.example), depth).frozen for depth in (1, 2))
+
+    with pytest.raises(BadArgument, match="different networks"):
+        shallow.joined(deep)
+
+
+@few
 @given(pieces, st.sampled_from([1, 2, 7]))
 @example(["pool", "pool", "pool", "conv", "keep", "join"], 1)
 def test_law_holds_at_other_batch_sizes_than_the_traced_one(chosen, batch):

@@ -25,6 +25,7 @@ _HOME = {
     "param_groups": "freezing",
     "Thaw": "freezing",
     "cache": "features",
+    "cache_all": "features",
     "probe": "probing",
     "probe_tangent": "tangent",
     "tune": "tuning",

@@ -5,71 +5,37 @@ under another name and renamed, so a folder that holds a manifest is whole.
 """
 
 import contextlib
-import itertools
-import logging
 import shutil
-import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple, Protocol, final
+from typing import TYPE_CHECKING, final
 
 import torch
 from torch import Tensor, nn
 
-from frostline.data import Feed, Reading, feed_of
-from frostline.engines import ENGINES, LARGEST_ERROR, Compiled, Compiler, filled, quickest, relative_error
+from frostline.engines import ENGINES, Compiled, Compiler, quickest
 from frostline.errors import (
     BadArgument,
-    BadSample,
     EmptyData,
     NotARun,
-    NotRepeatable,
     NotWritable,
     RunBusy,
     StoreCorrupt,
     StoreStale,
     StoreTooLarge,
 )
-from frostline.events import Event, Listener, silent
-from frostline.files import explained, free_bytes, hold, read_record, sync_folder, write_record
-from frostline.fingerprint import of_text, same_bits
-from frostline.manifest import StoreKey, StoreManifest, differences
+from frostline.events import Listener, silent
+from frostline.files import explained, free_bytes, hold, read_record, sync_folder
+from frostline.filling import New, fill, layouts_of
+from frostline.fingerprint import of_text
+from frostline.judging import Frozen
+from frostline.manifest import MANIFEST, StoreKey, StoreManifest, differences
 from frostline.records import Wire
-from frostline.rowfiles import Layout, RowFile, RowWriter, fault, mapped
+from frostline.rowfiles import fault, mapped
 
 if TYPE_CHECKING:
     from frostline.data import Samples
-
-_MANIFEST = "manifest.json"
-
-JUDGED = 2
-"""Rows of a batch that torch computes again to judge an engine; whole ones would be a good part of a short pass."""
-
-_log = logging.getLogger("frostline.features")
-
-
-class Frozen(Protocol):
-    """The part below a cut, as `split` gives it.
-
-    It maps inputs of batch B to the wires of the cut; `module` does the same and can be traced.
-    """
-
-    @property
-    def fingerprint(self) -> str:
-        """Names its weights and its cut."""
-
-    @property
-    def wires(self) -> tuple[Wire, ...]:
-        """What it returns, in order."""
-
-    @property
-    def module(self) -> nn.Module:
-        """The same as a module whose forward returns the tuple of wires."""
-
-    def __call__(self, *inputs: Tensor) -> tuple[Tensor, ...]:
-        """Compute the wires of a batch."""
-        ...
 
 
 def cache(
@@ -129,39 +95,110 @@ def cache(
         >>> len(store) == len(samples)
         True
     """
-    folder = Path(folder)
+    return cache_all(
+        (frozen,),
+        samples,
+        (folder,),
+        engine=engine,
+        precision=precision,
+        dtype=dtype,
+        views=views,
+        batch_size=batch_size,
+        compiler=compiler,
+        listener=listener,
+    )[0]
+
+
+def cache_all(
+    frozen: Sequence[Frozen],
+    samples: "Samples",
+    folders: Sequence[Path],
+    *,
+    engine: str = "torch",
+    precision: str = "float32",
+    dtype: str = "float32",
+    views: int = 1,
+    batch_size: int = 32,
+    compiler: Compiler | None = None,
+    listener: Listener = silent,
+) -> "tuple[FeatureStore, ...]":
+    """Keep what crosses several cuts of a network, in one pass over the samples.
+
+    The stages that the frozen parts have in common are computed once. Each store is the one that
+    `cache` would give for its cut alone, up to the rounding of an engine that runs them as one. A
+    sealed store with the same key is opened, and only the others are filled.
+
+    Args:
+        frozen: Parts below the cuts, split from one network by one graph.
+        samples: As in `cache`.
+        folders: One for each part, as in `cache`.
+        engine: As in `cache`.
+        precision: As in `cache`; a store whose rows would differ by too much goes back to full precision alone.
+        dtype: As in `cache`.
+        views: As in `cache`.
+        batch_size: B.
+        compiler: As in `cache`.
+        listener: Hears how many rows are done.
+
+    Returns:
+        One read-only store for each part.
+
+    Raises:
+        BadArgument: As in `cache`; no part, another number of folders, one folder twice, or parts of other networks.
+        StoreTooLarge: The predicted bytes of all stores to fill exceed the free disk. Raised before any write.
+        StoreStale: As in `cache`, before anything is computed.
+        StoreCorrupt: As in `cache`.
+        RunBusy: Another process is building one of the stores.
+        NotRepeatable: As in `cache`.
+        BadSample: As in `cache`.
+        DiskFull: As in `cache`.
+
+    Example:
+        >>> import tempfile
+        >>> import frostline as fl
+        >>> net = nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 5), nn.ReLU(), nn.Linear(5, 2))
+        >>> samples = fl.TensorSamples(torch.rand(6, 4), torch.tensor([0, 1] * 3))
+        >>> graph, folder = fl.trace(net, torch.rand(2, 4)), Path(tempfile.mkdtemp())
+        >>> parts = [fl.split(net, graph, depth).frozen for depth in (1, 2)]
+        >>> shallow, deep = fl.cache_all(parts, samples, [folder / "1", folder / "2"])
+        >>> shallow.read([0])[0].shape, deep.read([0])[0].shape
+        (torch.Size([1, 3]), torch.Size([1, 5]))
+    """
+    folders = [Path(folder) for folder in folders]
     _check(samples, engine, precision, dtype, views, batch_size)
-    key = _key_of(frozen, samples, engine, precision, dtype, views)
-    if (folder / _MANIFEST).exists():
-        return _reopened(folder, key)
-    _refuse_foreign(folder)
-    _sweep(folder)
-    layouts = _layouts(key)
-    _refuse_too_large(folder, sum(layout.row_bytes for layout in layouts) * len(samples) * views)
-    part = folder.with_name(f"{folder.name}.{key.key}.part")
-    with hold(part):
-        if (folder / _MANIFEST).exists():  # another process has finished it meanwhile
-            shutil.rmtree(part)
-            return _reopened(folder, key)
-        try:
-            manifest = _build(
-                part,
-                layouts,
-                key,
-                frozen=frozen,
-                samples=samples,
-                batch_size=batch_size,
-                compiler=compiler or _measuring(len(samples) * views),
-                listener=listener,
-            )
-            with explained(folder):
-                (part / "lock").unlink()
-                part.rename(folder)
-                sync_folder(folder.parent)
-        except BaseException:
-            shutil.rmtree(part, ignore_errors=True)
-            raise
-    return FeatureStore(folder, manifest)
+    _check_folders(frozen, folders)
+    keys = [_key_of(part, samples, engine, precision, dtype, views) for part in frozen]
+    stores: dict[Path, FeatureStore] = {}
+    wanted = []
+    for part, folder, key in zip(frozen, folders, keys, strict=True):
+        if (folder / MANIFEST).exists():
+            stores[folder] = _reopened(folder, key)
+            continue
+        _refuse_foreign(folder)
+        wanted.append(New(folder, folder.with_name(f"{folder.name}.{key.key}.part"), key, part, layouts_of(key)))
+    for new in wanted:
+        _sweep(new.folder)
+    _refuse_too_large([new.folder for new in wanted], sum(new.row_bytes for new in wanted) * len(samples) * views)
+    with _held(wanted):
+        for new in wanted:
+            if (new.folder / MANIFEST).exists():  # another process has finished it meanwhile
+                shutil.rmtree(new.part)
+                stores[new.folder] = _reopened(new.folder, new.key)
+        left = [new for new in wanted if new.folder not in stores]
+        manifests = fill(
+            left,
+            samples=samples,
+            batch_size=batch_size,
+            compiler=compiler or _measuring(len(samples) * views),
+            listener=listener,
+        )
+        for new, manifest in zip(left, manifests, strict=True):
+            with explained(new.folder):
+                (new.part / "lock").unlink()
+                new.part.rename(new.folder)
+                sync_folder(new.folder.parent)
+            stores[new.folder] = FeatureStore(new.folder, manifest)
+    return tuple(stores[folder] for folder in folders)
 
 
 def open_store(folder: Path) -> "FeatureStore":
@@ -184,13 +221,13 @@ def open_store(folder: Path) -> "FeatureStore":
     """
     folder = Path(folder)
     try:
-        manifest = read_record(folder / _MANIFEST, StoreManifest)
+        manifest = read_record(folder / MANIFEST, StoreManifest)
     except FileNotFoundError as error:
         raise StoreCorrupt(
             f"StoreCorrupt: {folder} holds no sealed store. Build it with `fl.cache`.", folder=str(folder)
         ) from error
     except (NotARun, OSError) as error:
-        raise _corrupt(folder, f"its {_MANIFEST} cannot be read ({error})") from error
+        raise _corrupt(folder, f"its {MANIFEST} cannot be read ({error})") from error
     for kept in manifest.files:
         if reason := fault(folder, kept):
             raise _corrupt(folder, reason)
@@ -225,7 +262,7 @@ class FeatureStore:
         self.key = manifest.identity.key
         self.views = manifest.identity.views
         self.bytes = sum(kept.bytes for kept in manifest.files)
-        self._layouts = _layouts(manifest.identity)
+        self._layouts = layouts_of(manifest.identity)
         self._rows = [mapped(folder, kept) for kept in manifest.files]
 
     def __len__(self) -> int:
@@ -256,160 +293,20 @@ class FeatureStore:
 # --- building ---------------------------------------------------------------------------------
 
 
-class _Batch(NamedTuple):
-    view: int
-    rows: range
-    inputs: tuple[Tensor, ...]
-
-
-def _build(
-    part: Path,
-    layouts: Sequence[Layout],
-    key: StoreKey,
-    *,
-    frozen: Frozen,
-    samples: "Samples",
-    batch_size: int,
-    compiler: Compiler,
-    listener: Listener,
-) -> StoreManifest:
-    start = time.perf_counter()
-    _refuse_unrepeatable(samples, key.views)
-    feed = feed_of(samples, key.views)
-    order = _order(len(samples), key.views, batch_size)
-    rounding = 0.0
-    names = [f"wire{index}.bin" for index in range(len(layouts))]
-    with ExitStack() as open_files:
-        with explained(part):
-            writers = [open_files.enter_context(RowWriter(part / name)) for name in names]
-        reading = open_files.enter_context(Reading(samples, order, feed.read))
-        batches = (
-            _Batch(view, rows, tuple(filled(tensor, batch_size) for tensor in inputs))
-            for (view, rows), inputs in zip(order, reading, strict=True)
-        )
-        first = next(batches)
-        chosen = _chosen(frozen, feed, _judged(first, feed, order, batch_size), key, compiler)
-        every = itertools.chain([first], batches)
-        for place, batch in enumerate(_reported(every, reading, listener, key=key, total=len(samples) * key.views)):
-            wires = chosen.known.pop(place, None) or chosen.run(batch.inputs)
-            _refuse_other_sizes(wires, layouts, batch, samples)
-            kept = [layout.to_rows(wire) for layout, wire in zip(layouts, wires, strict=True)]
-            _refuse_not_finite(kept, batch, samples, key.dtype)
-            if batch is first and key.dtype == "float16":
-                again = tuple(layout.from_rows(rows) for layout, rows in zip(layouts, kept, strict=True))
-                rounding = relative_error(again, wires)
-            with explained(part):
-                for writer, rows in zip(writers, kept, strict=True):
-                    writer.write(rows[: len(batch.rows)])
-        with explained(part):
-            files = tuple(_finished(*each) for each in zip(names, layouts, writers, strict=True))
-    manifest = StoreManifest(
-        identity=key,
-        samples=len(samples),
-        files=files,
-        engine=chosen.engine,
-        precision=chosen.precision,
-        why=chosen.why,
-        batch_size=batch_size,
-        error=chosen.error,
-        rounding=rounding,
-        seconds=time.perf_counter() - start,
-        torch=torch.__version__,
-    )
-    write_record(part / _MANIFEST, manifest)
-    return manifest
-
-
-def _layouts(key: StoreKey) -> tuple[Layout, ...]:
-    return tuple(Layout(wire, halves=key.dtype == "float16") for wire in key.wires)
-
-
-def _finished(name: str, layout: Layout, writer: RowWriter) -> RowFile:
-    return RowFile(
-        file=name,
-        row_shape=layout.row_shape,
-        dtype=str(layout.disk_dtype).removeprefix("torch."),
-        bytes=writer.bytes,
-        checksums=writer.finish(),
-    )
-
-
-def _order(samples: int, views: int, batch_size: int) -> list[tuple[int, range]]:
-    starts = range(0, samples, batch_size)
-    return [(view, range(start, min(start + batch_size, samples))) for view in range(views) for start in starts]
-
-
-def _reported(
-    batches: Iterable[_Batch], reading: Reading, listener: Listener, *, key: StoreKey, total: int
-) -> Iterator[_Batch]:
-    wires = ", ".join(wire.name for wire in key.wires)
-    done = 0
-    listener(Event(phase="store", note=wires, done=done, total=total, unit="rows"))
-    for batch in batches:
-        yield batch
-        done += len(batch.rows)
-        listener(Event(phase="store", note=f"{wires}: {reading.note}", done=done, total=total, unit="rows"))
-
-
-def _judged(
-    first: _Batch, feed: Feed, order: Sequence[tuple[int, range]], batch_size: int
-) -> dict[int, tuple[Tensor, ...]]:
-    """Inputs by which an engine is judged, by the place of their batch."""
-    if len(order) == 1:
-        return {0: first.inputs}
-    # What Python has looked at in one batch is fixed in a converted network: another batch must tell.
-    view, rows = order[-1]
-    return {0: first.inputs, len(order) - 1: tuple(filled(tensor, batch_size) for tensor in feed.read(rows, view))}
-
-
-class _Chosen(NamedTuple):
-    """What runs the frozen part, why it is not what was asked for, its error, and what it gave when it was judged."""
-
-    run: Callable[[tuple[Tensor, ...]], tuple[Tensor, ...]]
-    engine: str
-    precision: str
-    why: str
-    error: float
-    known: dict[int, tuple[Tensor, ...]]
-
-
-def _chosen(
-    frozen: Frozen, feed: Feed, judged: dict[int, tuple[Tensor, ...]], key: StoreKey, compiler: Compiler
-) -> _Chosen:
-    """Take the engine that was asked for if its outputs are torch's; else try it in full precision, else torch."""
-
-    def plain(inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        return tuple(frozen(*feed.finished(inputs)))
-
-    reasons: list[str] = []
-    is_plain = (key.engine, key.precision) == ("torch", "float32")
-    for precision in () if is_plain else dict.fromkeys((key.precision, "float32")):
-        other = compiler(feed.before(frozen.module), judged[0], engine=key.engine, precision=precision)
-        if (other.engine, other.precision) == ("torch", "float32"):
-            reasons += [other.why] if other.why else []
-            break
-        known = {place: other(inputs) for place, inputs in judged.items()}
-        error = max(
-            _error(known[place], plain(tuple(x[:JUDGED] for x in inputs)), key.wires)
-            for place, inputs in judged.items()
-        )
-        if error <= LARGEST_ERROR[other.precision]:
-            return _Chosen(other, other.engine, other.precision, "; ".join(reasons), error, known)
-        reasons.append(f"{other.spoken} is {error:.1e} away from torch's outputs")
-        _log.warning("%s; it does not run the frozen part", reasons[-1])
-    return _Chosen(plain, "torch", "float32", "; ".join(reasons), 0.0, {})
-
-
-def _error(wires: tuple[Tensor, ...], wanted: tuple[Tensor, ...], kinds: tuple[Wire, ...]) -> float:
-    """How far the first rows of a batch are from what they should be."""
-    layouts = [Layout(kind) for kind in kinds]
-    if any(len(each) != len(kinds) or not all(map(Layout.fits, layouts, each)) for each in (wires, wanted)):
-        return float("inf")
-    found, right = (
-        tuple(layout.to_rows(wire)[:JUDGED] for layout, wire in zip(layouts, each, strict=True))
-        for each in (wires, wanted)
-    )
-    return relative_error(found, right)
+@contextlib.contextmanager
+def _held(wanted: Sequence[New]) -> Iterator[None]:
+    """Be the only process that builds these stores; where that ends badly nothing of them stays."""
+    mine: list[Path] = []
+    with ExitStack() as holds:
+        try:
+            for new in wanted:
+                holds.enter_context(hold(new.part))
+                mine.append(new.part)
+            yield
+        except BaseException:
+            for part in mine:
+                shutil.rmtree(part, ignore_errors=True)
+            raise
 
 
 def _measuring(rows: int) -> Compiler:
@@ -440,6 +337,15 @@ def _check(samples: "Samples", engine: str, precision: str, dtype: str, views: i
         raise BadArgument(f"BadArgument: batch_size is {batch_size}; it must be at least 1.", batch_size=batch_size)
     if len(samples) == 0:
         raise EmptyData("EmptyData: there are no samples to keep rows of; hand in at least one.")
+
+
+def _check_folders(frozen: Sequence[Frozen], folders: Sequence[Path]) -> None:
+    if not frozen or len(frozen) != len(folders) or len(set(folders)) < len(folders):
+        raise BadArgument(
+            f"BadArgument: {len(frozen)} frozen parts and {len(set(folders))} different folders; each store is of one "
+            "part and needs a folder of its own.",
+            folders=tuple(map(str, folders)),
+        )
 
 
 def _key_of(frozen: Frozen, samples: "Samples", engine: str, precision: str, dtype: str, views: int) -> StoreKey:
@@ -499,59 +405,16 @@ def _sweep(folder: Path) -> None:
                 shutil.rmtree(part, ignore_errors=True)
 
 
-def _refuse_too_large(folder: Path, needed: int) -> None:
-    free = free_bytes(folder)
+def _refuse_too_large(folders: Sequence[Path], needed: int) -> None:
+    free = min((free_bytes(folder) for folder in folders), default=needed)
     if needed > free:
+        names = ", ".join(map(str, folders))
         raise StoreTooLarge(
-            f"StoreTooLarge: the store {folder} would take {needed / 1e9:,.3f} GB and {free / 1e9:,.3f} GB are free on "
+            f"StoreTooLarge: the store {names} would take {needed / 1e9:,.3f} GB and {free / 1e9:,.3f} GB are free on "
             "that disk. Make room, choose a folder on another disk, freeze to a depth with smaller wires, "
             'or keep halves with dtype="float16".',
             needed=needed,
             free=free,
-        )
-
-
-def _refuse_unrepeatable(samples: "Samples", views: int) -> None:
-    rows = sorted({0, len(samples) // 2, len(samples) - 1})
-    for view in range(views):
-        once, twice = samples.read(rows, view=view), samples.read(rows, view=view)
-        for place, row in enumerate(rows):
-            if any(not same_bits(a[place], b[place]) for a, b in zip(once, twice, strict=True)):
-                name = samples.names[row]
-                raise NotRepeatable(
-                    f"NotRepeatable: two readings of sample {name} (view {view}) differ, so a kept row would be a lie. "
-                    "Take random augmentation out of the data, or store several views of it.",
-                    sample=name,
-                    view=view,
-                )
-
-
-def _refuse_other_sizes(wires: Sequence[Tensor], layouts: Sequence[Layout], batch: _Batch, samples: "Samples") -> None:
-    for wire, layout in zip(wires, layouts, strict=True):
-        if not layout.fits(wire):
-            names = tuple(samples.names[row] for row in batch.rows)
-            raise BadSample(
-                f"BadSample: the wire `{layout.wire.name}` is {tuple(wire.shape)} for the samples "
-                f"{', '.join(names[:5])} and was {layout.wire.shape} for the example: more than the batch differs. "
-                "A store keeps rows of one size; resize the samples or fill them up.",
-                paths=names,
-            )
-
-
-def _refuse_not_finite(kept: Sequence[Tensor], batch: _Batch, samples: "Samples", dtype: str) -> None:
-    bad: set[int] = set()
-    for rows in kept:
-        if rows.is_floating_point():
-            finite = torch.isfinite(rows[: len(batch.rows)]).flatten(1).all(1)
-            bad.update(batch.rows[place] for place in (~finite).nonzero().flatten().tolist())
-    if bad:
-        names = tuple(samples.names[row] for row in sorted(bad))
-        shown = ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
-        halves = ' Halves end at 65,504: dtype="float32" holds more.' if dtype == "float16" else ""
-        raise BadSample(
-            f"BadSample: the frozen part gives NaN or infinity for {shown}. Look at these samples and at the network's "
-            f"weights, or leave the samples out.{halves}",
-            paths=names,
         )
 
 

@@ -3,6 +3,9 @@
 from frostline.records import Record, Wire
 from frostline.rowfiles import RowFile
 
+MANIFEST = "manifest.json"
+"""Written last: a store that has it is whole."""
+
 _IN_WORDS = {
     "frozen": "weights or the cut of the network",
     "wires": "wires",
@@ -52,7 +55,7 @@ class StoreManifest(Record):
         batch_size: B at which every row was computed.
         error: Largest difference to plain torch on rows of the first and the last batch, relative to the largest value.
         rounding: Largest difference that "float16" adds on the first batch, in the same way.
-        seconds: What computing and writing took.
+        seconds: What computing and writing took, of all stores that one pass filled.
         torch: Version of torch.
     """
 

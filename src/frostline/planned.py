@@ -197,7 +197,7 @@ class Forecast(Record):
         stage_name: The last of them.
         parameters: Live parameter elements.
         store_bytes: Bytes of the kept rows.
-        store_seconds: Seconds to compute them once.
+        store_seconds: Seconds of the pass that computes them, those of shallower depths beside them.
         train_seconds: Seconds to train all epochs.
         full_finetunes: Both, as a share of one full fine-tune.
         accuracy: Leave-one-out ridge accuracy of the features there, or None.

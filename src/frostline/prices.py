@@ -222,13 +222,14 @@ class Prices:
         return max(counted, timed) if counted > CHEAP else counted
 
     def _reserve_counted(self, race: Race) -> float:
-        counted = self.train_samples + sum(self.graph.frozen_share(depth) * self.rows for depth in race.depths)
+        # One pass up to the deepest fills the stores of all.
+        counted = self.train_samples + self.graph.frozen_share(race.depths[-1]) * self.rows
         counted += 2 * self.test_samples + TIMED_STEPS * 3 * self.recipe.batch_size
         return counted / (3 * self.train_samples * self.epochs)
 
     def _reserve_timed(self, race: Race) -> float:
         seconds = self.rates.spent_seconds + 2 * self.test_samples * self.rates.score_seconds
-        seconds += sum(self.store_seconds(depth) + self.rates.proof_seconds for depth in race.depths)
+        seconds += self.store_seconds(race.depths[-1]) + len(race.depths) * self.rates.proof_seconds
         return seconds / max(self.full_seconds, LEAST_SECONDS)
 
     def epoch_seconds(self, depth: int) -> float:
@@ -237,7 +238,7 @@ class Prices:
         return live * (self.rates.step_seconds * self.steps + self.rates.score_seconds * self.valid_samples)
 
     def store_seconds(self, depth: int) -> float:
-        """Seconds to compute the kept rows once."""
+        """Seconds of the pass that computes the kept rows, those of shallower depths beside them."""
         rate = self.rates.engine.rows_per_second
         return sum(self.rates.stage_seconds[:depth]) * self.rows / rate if rate else 0.0
 
@@ -265,7 +266,7 @@ class Prices:
     def search_seconds(self, race: Race, budget: Budget) -> float:
         """Predicted seconds of the stores, the race and the dearest finish that the budget allows."""
         left = budget.limit - race_cost(budget, race)
-        seconds = sum(self.store_seconds(depth) for depth in race.depths)
+        seconds = self.store_seconds(race.depths[-1])
         seconds += sum(self.epoch_seconds(depth) * race.epochs for depth in race.laps(budget))
         return seconds + max(
             self.epoch_seconds(depth) * affordable_epochs(left, depth, budget, race.first) for depth in race.depths

@@ -52,7 +52,7 @@ from frostline.reporting import report
 from frostline.result import Result
 from frostline.scoring import outputs_of, score
 from frostline.seeing import see
-from frostline.site import BATCH, Site, diary, live_flops, proof, read_all, rows_of, set_out
+from frostline.site import BATCH, Site, diary, fill, live_flops, proof, read_all, rows_of, set_out
 from frostline.splitting import Frozen, split
 from frostline.task import Task
 from frostline.tuning import load_best, train_step, tune
@@ -298,12 +298,14 @@ def race(site: Site, prior: Prior, plan: Plan, wanted: int | None) -> tuple[Tria
 
 
 def worker_for(site: Site, prior: Prior, plan: Plan, *, must: int | None) -> Worker:
-    """A worker that runs one trial: prove the cut once, open the store, train."""
+    """A worker that runs one trial: prove the cuts and fill the stores once, all together, then train."""
     proofs: dict[int, str | None] = {}
 
     def work(spec: TrialSpec) -> Trial:
-        if spec.depth not in proofs:
-            proofs[spec.depth] = proof(site, spec.depth)
+        if not proofs:
+            # Every candidate is tried, so what their frozen parts have in common is computed once for all of them.
+            proofs.update({depth: proof(site, depth) for depth in plan.candidates})
+            fill(site, [depth for depth, reason in proofs.items() if reason is None], plan)
         if reason := proofs[spec.depth]:
             if spec.depth == must:
                 raise CutNotProven(
@@ -444,15 +446,16 @@ def cost_of(site: Site, plan: Plan, trials: tuple[Trial, ...], choice: Choice) -
     """Add up seconds and operations, and what one full fine-tune would have taken."""
     task, graph, forward = site.task, site.graph, site.graph.flops
     trained, checked, tested = len(task.train), len(task.valid), len(task.test)
-    passes = {
-        depth: graph.frozen_share(depth) * forward * (trained * plan.views + checked)
-        for depth in {trial.spec.depth for trial in trials}
-    }
+    rows = trained * plan.views + checked
+    # One pass up to the deepest filled the stores of all.
+    stored = graph.frozen_share(max(trial.spec.depth for trial in trials)) * forward * rows
     scoring = forward * tested * (1 + graph.frozen_share(choice.depth))
     timing = 5 * 3 * forward * BATCH
-    flops = forward * trained + sum(passes.values()) + scoring + timing + sum(trial.flops for trial in trials)
+    flops = forward * trained + stored + scoring + timing + sum(trial.flops for trial in trials)
     specs = by_key(trials)
-    kept = passes[choice.depth] + sum(trial.flops for trial in chain_of(specs[choice.trial], specs))
+    kept = graph.frozen_share(choice.depth) * forward * rows + sum(
+        trial.flops for trial in chain_of(specs[choice.trial], specs)
+    )
     seconds = dict(site.clock.by_phase) | {"train": sum(trial.seconds for trial in trials)}
     steps = plan.budget.epochs * -(-trained // plan.recipe.batch_size)
     return Cost(

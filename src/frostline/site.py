@@ -1,6 +1,6 @@
 """Where a run stands: its folder, its copy of the network, its clock, and the rows that a live part reads."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,10 +14,10 @@ from frostline.data import Pictures, Rows, Samples, settle
 from frostline.engines import Compiled, compiled
 from frostline.errors import BadArgument
 from frostline.events import Event, Listener
-from frostline.features import cache
+from frostline.features import FeatureStore, cache_all
 from frostline.files import append_record, read_record, write_record
 from frostline.records import CutGraph, Plan, Spent
-from frostline.splitting import Split, prove
+from frostline.splitting import Frozen, Split, depths_of, prove
 from frostline.task import Task
 from frostline.tracing import trace
 
@@ -35,7 +35,7 @@ class Site:
     graph: CutGraph
     clock: Clock
     listener: Listener
-    engines: dict[tuple[int, str, str, torch.dtype], Compiled] = field(default_factory=dict)
+    engines: dict[tuple[tuple[int, ...], str, str, torch.dtype], Compiled] = field(default_factory=dict)
 
     def spent(self, phase: str) -> AbstractContextManager[None]:
         """Count what happens inside as seconds of this phase."""
@@ -130,28 +130,44 @@ def with_views(samples: Samples, views: int) -> Samples:
     return samples.with_views(views)
 
 
+def fill(site: Site, depths: Sequence[int], plan: Plan) -> None:
+    """Keep the rows of all these depths, in one pass over the training part and one over the validation part."""
+    frozen = [Frozen(site.base, site.graph, depth) for depth in depths if depth]
+    if frozen:
+        for part, samples in (("train", site.task.train), ("valid", site.task.valid)):
+            _stored(site, frozen, samples, part=part, plan=plan)
+
+
 def rows_of(site: Site, parts: Split, samples: Samples, *, part: str, plan: Plan) -> Rows:
     """What the live part reads: the samples themselves at depth 0, else the kept rows."""
-    views = plan.views if part == "train" else 1
-    samples = with_views(samples, views)
     if parts.depth == 0:
-        return samples
-    report = plan.rates.engine
+        return with_views(samples, _views(part, plan))
+    return _stored(site, [parts.frozen], samples, part=part, plan=plan)[0]
+
+
+def _views(part: str, plan: Plan) -> int:
+    return plan.views if part == "train" else 1
+
+
+def _stored(
+    site: Site, frozen: Sequence[Frozen], samples: Samples, *, part: str, plan: Plan
+) -> tuple[FeatureStore, ...]:
+    report, views = plan.rates.engine, _views(part, plan)
 
     def compiler(module: nn.Module, example: tuple[torch.Tensor, ...], *, engine: str, precision: str) -> Compiled:
-        # Compiling takes seconds; training, validation and test part of a depth share it.
+        # Compiling takes seconds; training, validation and test part of the same cuts share it.
         # Further views of a picture are no bytes, so the training part may be fed otherwise than the others.
-        key = (parts.depth, engine, precision, example[0].dtype)
+        key = (depths_of(module), engine, precision, example[0].dtype)
         if key not in site.engines:
             with site.spent("compile"):
                 site.engines[key] = compiled(module, example, engine=engine, precision=precision, piece=report.piece)
         return site.engines[key]
 
     with site.spent("store"):
-        return cache(
-            parts.frozen,
-            samples,
-            site.folder / "store" / f"{part}-{parts.depth:02d}",
+        return cache_all(
+            frozen,
+            with_views(samples, views),
+            [site.folder / "store" / f"{part}-{each.depths[0]:02d}" for each in frozen],
             engine=report.engine,
             precision=report.precision,
             views=views,

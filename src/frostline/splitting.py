@@ -119,12 +119,13 @@ class Frozen:
     """The part below a cut: always in eval mode, without gradients, blind to `train()`.
 
     Calling it with the network's inputs (each tensor, in the order of the example) gives the
-    wires as a tuple of fresh tensors.
+    wires as a tuple of fresh tensors. Of several depths it gives the wires of each cut, one cut
+    after the other, in one pass up to the deepest.
 
     Args:
         model: The network, whose parameters it shares.
         graph: Its stages and cuts.
-        depth: An open depth.
+        depths: One open depth, or several.
 
     Example:
         >>> import frostline as fl
@@ -134,11 +135,42 @@ class Frozen:
         ([torch.Size([5, 8])], '1')
     """
 
-    def __init__(self, model: nn.Module, graph: CutGraph, depth: int) -> None:
-        self.depth = depth
-        self.wires: tuple[Wire, ...] = graph.cuts[depth].wires
-        self.module: nn.Module = _FrozenModule(model, graph.recording, depth)
+    def __init__(self, model: nn.Module, graph: CutGraph, *depths: int) -> None:
+        self.depths = depths
+        self.wires: tuple[Wire, ...] = tuple(wire for depth in depths for wire in graph.cuts[depth].wires)
+        self.module: nn.Module = _FrozenModule(model, graph.recording, depths)
+        self._model = model
+        self._graph = graph
         self._recording: Recording = graph.recording
+
+    def joined(self, *others: "Frozen") -> "Frozen":
+        """Those of several depths of the same network as one, which gives the wires of each in one pass.
+
+        Args:
+            others: Further frozen parts, made from the same network and graph.
+
+        Raises:
+            BadArgument: One of them is of another network.
+
+        Example:
+            >>> import frostline as fl
+            >>> net = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 5), nn.ReLU(), nn.Linear(5, 3))
+            >>> graph = fl.trace(net, torch.ones(2, 4))
+            >>> shallow, deep = (fl.split(net, graph, depth).frozen for depth in (1, 2))
+            >>> [tuple(wire.shape) for wire in shallow.joined(deep)(torch.ones(6, 4))]
+            [(6, 8), (6, 5)]
+        """
+        for other in others:
+            if other._model is not self._model or other._graph is not self._graph:
+                raise BadArgument(
+                    f"BadArgument: frozen parts up to {self._spoken} and {other._spoken} come from different networks "
+                    "or traces; one pass needs the same. Split one network by one graph at each depth."
+                )
+        return Frozen(self._model, self._graph, *self.depths, *(depth for other in others for depth in other.depths))
+
+    @property
+    def _spoken(self) -> str:
+        return f"depth {', '.join(map(str, self.depths))} of {self._graph.model}"
 
     def __call__(self, *inputs: Any) -> tuple[torch.Tensor, ...]:
         """Compute the wires of a batch."""
@@ -148,8 +180,7 @@ class Frozen:
     def fixed(self) -> tuple[torch.Tensor, ...]:
         """What crosses the cut too and is the same for every sample, computed now."""
         recording = self._recording
-        point = recording.points[self.depth]
-        if not point.fixed:
+        if not any(recording.points[depth].fixed for depth in self.depths):
             return ()
         blanks = [
             torch.zeros(layout.at(recording.batch)[0], dtype=layout.dtype, device=layout.device)
@@ -157,25 +188,39 @@ class Frozen:
         ]
         module = self.module
         assert isinstance(module, _FrozenModule)
-        return module.found(blanks)[len(point.stored) :]
+        return module.found(blanks)[len(self.wires) :]
 
     @functools.cached_property
     def fingerprint(self) -> str:
         """Name of everything that decides the wires: frozen tensors, operations, and what is kept."""
         module = self.module
         assert isinstance(module, _FrozenModule)
-        moment = self._recording.points[self.depth].moment
+        points = [self._recording.points[depth] for depth in self.depths]
+        moment = max(point.moment for point in points)
         below = {name for name, moments in self._recording.reads.items() if moments and max(moments) <= moment}
         named: list[tuple[str, torch.Tensor]] = [
             *module.model.named_parameters(remove_duplicate=False),
             *module.model.named_buffers(remove_duplicate=False),
         ]
         return fingerprint.of_text(
-            self._recording.points[self.depth].signature,
-            fingerprint.of_tensors((name, tensor) for name, tensor in named if self.depth and name in below),
+            *(point.signature for point in points),
+            fingerprint.of_tensors((name, tensor) for name, tensor in named if any(self.depths) and name in below),
             # The shape holds the batch size of the watched pass, which decides nothing.
             *(wire.model_dump_json(exclude={"shape"}) for wire in self.wires),
         )
+
+
+def depths_of(module: nn.Module) -> tuple[int, ...]:
+    """Depths whose wires a frozen part's module gives, also where another module stands before it.
+
+    Example:
+        >>> import frostline as fl
+        >>> net = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3))
+        >>> parts = fl.split(net, fl.trace(net, torch.ones(2, 4)), 1)
+        >>> depths_of(nn.Sequential(nn.Identity(), parts.frozen.module))
+        (1,)
+    """
+    return next(part.depths for part in module.modules() if isinstance(part, _FrozenModule))
 
 
 # What the network's own code may raise when it runs on stand-ins: anything but the end of the process.
@@ -187,28 +232,31 @@ class _Stop(BaseException):
 
 
 class _FrozenModule(nn.Module):
-    """A module an engine can convert: its forward takes the inputs and returns the wires."""
+    """A module an engine can convert: its forward takes the inputs and returns the wires of one or several cuts."""
 
-    def __init__(self, model: nn.Module, recording: Recording, depth: int) -> None:
+    def __init__(self, model: nn.Module, recording: Recording, depths: Sequence[int]) -> None:
         super().__init__()
         self.model = copy_of(model, model.parameters())
+        self.depths = tuple(depths)
         self._recording = recording
-        self._point = recording.points[depth]
+        points = [recording.points[depth] for depth in depths]
+        self._last = max(points, key=lambda point: point.moment).call
+        self._stored = tuple(item for point in points for item in point.stored)
         self._counts: dict[str, int] = {}
         self._found: dict[int, torch.Tensor] = {}
         self._is_shared = True
         self.eval()
         calls = recording.calls
-        self._kept = (*self._point.stored, *self._point.fixed)
+        self._kept = (*self._stored, *(item for point in points for item in point.fixed))
         watched = {calls[item.call].name for item in self._kept if item.call >= 0}
-        if self._point.call >= 0:
-            watched.add(calls[self._point.call].name)
+        if self._last >= 0:
+            watched.add(calls[self._last].name)
         modules = dict(self.model.named_modules())
         for name in sorted(watched):
             modules[name].register_forward_hook(functools.partial(self._see, name))
 
     def forward(self, *inputs: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        return self.found(inputs)[: len(self._point.stored)]
+        return self.found(inputs)[: len(self._stored)]
 
     def found(self, inputs: Sequence[torch.Tensor]) -> tuple[torch.Tensor, ...]:
         """The wires, and after them what is the same for every sample."""
@@ -217,7 +265,7 @@ class _FrozenModule(nn.Module):
         for place, item in enumerate(self._kept):
             if item.call < 0:
                 self._found[place] = inputs[item.leaf].detach().clone()
-        if self._point.call >= 0:
+        if self._last >= 0:
             args, kwargs = self._recording.inputs.bind(inputs)
             try:
                 with torch.no_grad(), plain_torch(), full_precision():
@@ -238,7 +286,7 @@ class _FrozenModule(nn.Module):
             if item.call >= 0 and (calls[item.call].name, calls[item.call].nth) == (name, nth):
                 # Later operations may write into it.
                 self._found[place] = leaves(output)[item.leaf].detach().clone()
-        last = calls[self._point.call]
+        last = calls[self._last]
         if (last.name, last.nth) == (name, nth):
             raise _Stop
 

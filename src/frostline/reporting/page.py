@@ -12,6 +12,7 @@ from frostline.comparing import accuracy_interval
 from frostline.cost import wilson
 from frostline.plots import chain_names, chains
 from frostline.records import Choice, Evidence, Rival, Score, Stage, Trial
+from frostline.reporting.foretelling import foretold
 
 Row = dict[str, Any]
 
@@ -388,6 +389,7 @@ def cost(evidence: Evidence) -> Row:
                 ("one full fine-tune, from five timed steps", "neutral", full),
             )
         ),
+        "foretold": foretold(evidence),
         "phases": tuple(
             {"name": visible(name), "seconds": duration(seconds), "width": f"{100 * seconds / slowest:.2f}"}
             for name, seconds in phases
