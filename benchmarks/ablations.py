@@ -61,6 +61,7 @@ class Search:
         targets: Live shares at which it looks, beside the deepest depth.
         rates: Learning rates that are raced, from the largest, while a smaller one wins.
         alone: Whether rates are raced at the middle depth alone, and not at every depth.
+        trend: Rates are judged by what the loss would be if it fell by this much of the fall in the second half of the lap.
         mark: Steps of a lap.
         second: Steps after which the two ahead are compared again where two errors do not tell them apart, or None.
         judge: What an arm is ahead by: "loss" or "accuracy".
@@ -74,6 +75,7 @@ class Search:
     targets: tuple[float, ...] = LIVE_TARGETS
     rates: tuple[float, ...] = LEARNING_RATES
     alone: bool = False
+    trend: float = 1.0
     mark: int = 40
     second: int | None = None
     judge: str = "loss"
@@ -96,6 +98,9 @@ SEARCHES = {
     "laps of 80 steps": Search(mark=80),
     "a second lap of the two ahead": Search(second=80),
     "rates at the middle depth alone": Search(alone=True),
+    "rates by their loss at the end of the lap": Search(trend=0.0),
+    "rates by half of their trend": Search(trend=0.5),
+    "rates by three times their trend": Search(trend=3.0),
     "one rate, the largest": Search(rates=LEARNING_RATES[:1]),
     "one rate, the middle one": Search(rates=LEARNING_RATES[1:2]),
     "two depths": Search(targets=(0.9,)),
@@ -199,9 +204,9 @@ def rate_of(search: Search, asked: Answers, arms: Sequence[int]) -> tuple[float,
     lap, cost = sum(asked.live(depth) for depth in racing) * search.mark / asked.steps, 0.0
     best: tuple[float, float] | None = None
     for number, rate in enumerate(search.rates):
-        looks = [asked.at(depth, rate, search.mark) for depth in racing]
+        looks = [(asked.at(depth, rate, search.mark // 2), asked.at(depth, rate, search.mark)) for depth in racing]
         cost += lap
-        found = statistics.fmean(level(look, search.judge) if look else float("inf") for look in looks)
+        found = statistics.fmean(promise(search, *pair) for pair in looks)
         if best is None or found < best[0]:
             best = found, rate
         elif number:
@@ -209,6 +214,13 @@ def rate_of(search: Search, asked: Answers, arms: Sequence[int]) -> tuple[float,
     assert best is not None
     rest = sum(asked.live(depth) for depth in arms if depth not in racing) * search.mark / asked.steps
     return best[1], cost + rest
+
+
+def promise(search: Search, early: Mapping[str, Any] | None, late: Mapping[str, Any] | None) -> float:
+    if not early or not late:
+        return float("inf")
+    before, after = level(early, search.judge), level(late, search.judge)
+    return after - search.trend * (before - after)
 
 
 def level(look: Mapping[str, Any], judge: str) -> float:

@@ -142,12 +142,12 @@ def test_an_end_within_an_epoch_is_scored_too():
     assert BUDGET.cost(0, 0.75, 0.25) == pytest.approx((0.75 + 0.1) / 10)
 
 
-def test_a_race_costs_a_lap_of_each_depth_at_each_rate_and_one_of_what_costs_next_to_nothing():
+def test_a_race_costs_a_lap_scored_half_way_at_each_rate_and_one_of_what_costs_next_to_nothing():
     race = Race(depths=(1, 2, 3), rates=(1e-3, 3e-4), epochs=1)
 
     cost = race_cost(BUDGET, race)
 
-    assert cost == pytest.approx(0.1 + (2 * 0.6 + 2 * 0.3 + 0.01) * 0.11)
+    assert cost == pytest.approx(0.1 + (2 * 0.6 + 2 * 0.3) * 0.12 + 0.01 * 0.11)
 
 
 def test_a_winner_goes_on_and_head_only_beside_it():
@@ -161,4 +161,4 @@ def test_a_winner_goes_on_and_head_only_beside_it():
 def test_a_single_depth_pays_for_its_rates_and_for_the_rest_of_the_best():
     race = Race(depths=(1,), rates=(1e-3, 3e-4), epochs=1)
 
-    assert most_cost(BUDGET, race, finish=10) == pytest.approx(0.1 + 0.6 * (2 * 0.11 + 9 * 0.11))
+    assert most_cost(BUDGET, race, finish=10) == pytest.approx(0.1 + 0.6 * (2 * 0.12 + 9 * 0.11))

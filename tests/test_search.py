@@ -221,7 +221,8 @@ def test_a_rate_at_which_fewer_depths_stand_is_out_however_low_its_loss():
 
     def outcome(spec):
         fails = spec.depth == shallow and spec.recipe.learning_rate == 1e-3
-        return trial_of(spec, 0.1 if spec.recipe.learning_rate == 1e-3 else 0.5, failure="nan" if fails else None)
+        low = 0.1 if spec.recipe.learning_rate == 1e-3 else 0.5 + spec.depth / 50
+        return trial_of(spec, low, failure="nan" if fails else None)
 
     trials = carried_out(LITE, meant, outcome)
 
@@ -248,13 +249,29 @@ def test_where_no_rate_works_at_one_depth_the_others_still_race():
     assert len({trial.spec.recipe.learning_rate for trial in finishes(trials)}) == 1
 
 
-def test_every_arm_runs_one_lap():
+def test_every_arm_runs_one_lap_and_is_scored_half_way():
     meant = plan_of(LITE)
 
     trials = carried_out(LITE, meant, by_depth(dict(zip(meant.candidates, (0.30, 0.301, 0.6), strict=True))))
 
     raced = [trial for trial in trials if trial not in finishes(trials)]
-    assert {(trial.epochs, trial.spec.parent) for trial in raced} == {(meant.budget.race_epochs, None)}
+    shares = {depth: [] for depth in meant.candidates}
+    for trial in raced:
+        if trial.spec.recipe.learning_rate == 1e-3:
+            shares[trial.spec.depth].append(trial.epochs / meant.budget.race_epochs)
+    assert list(shares.values()) == [[0.5, 1.0], [0.5, 1.0], [1.0]]
+
+
+def test_a_rate_that_is_behind_and_catching_up_wins():
+    meant = plan_of(LITE)
+    losses = {(1e-3, False): 2.0, (1e-3, True): 1.2, (3e-4, False): 1.2, (3e-4, True): 1.1, (1e-4, False): 1.2}
+
+    def outcome(spec):
+        return trial_of(spec, losses.get((spec.recipe.learning_rate, spec.parent is not None), 1.2))
+
+    trials = carried_out(LITE, meant, outcome)
+
+    assert {trial.spec.recipe.learning_rate for trial in finishes(trials)} == {1e-3}
 
 
 def test_a_rate_that_fails_is_out():

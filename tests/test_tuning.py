@@ -15,7 +15,7 @@ from frostline.data import TensorSamples
 from frostline.errors import WeightsDoNotFit
 from frostline.leaving_out import balancing
 from frostline.records import Recipe, TrialSpec
-from frostline.tuning import _batches, _factor, load_best, optimizer_for, train_step, tune
+from frostline.tuning import _batches, _factor, _span, load_best, optimizer_for, train_step, tune
 
 SAMPLES = 37
 
@@ -204,6 +204,17 @@ def test_a_single_last_sample_joins_the_batch_before_where_batch_norm_needs_comp
 
     assert [len(batch) for batch in _batches(13, spec, epoch=1)] == [6, 7]
     assert [len(batch) for batch in _batches(13, spec_of(batch_size=6), epoch=1)] == [6, 6, 1]
+
+
+@pytest.mark.parametrize("steps", [7, 39, 48])
+@pytest.mark.parametrize("epochs", [1.0, 0.5, 5.7, 2 / 3])
+def test_the_halves_of_a_lap_have_its_steps(steps, epochs):
+    whole, first, second = (
+        _span(spec_of(length, first_epoch=begin, parent="p" if begin else None), steps)
+        for begin, length in ((0, epochs), (0, epochs / 2), (epochs / 2, epochs / 2))
+    )
+
+    assert (first[0], first[1], second[1]) == (whole[0], second[0], whole[1])
 
 
 def test_epoch_zero_is_scored_and_may_be_the_best(tmp_path):

@@ -81,7 +81,14 @@ def race_cost(budget: Budget, race: Race) -> float:
         >>> round(race_cost(budget, Race((1, 2), (1e-3, 3e-4), epochs=1)), 3)
         0.2
     """
-    return budget.reserve + sum(budget.cost(depth, race.epochs) for depth in race.laps(budget))
+    half = race.epochs / 2
+    spent = budget.reserve
+    for depth in race.laps(budget):
+        if budget.live_shares[depth] > CHEAP:
+            spent += budget.cost(depth, half) + budget.cost(depth, half, half)
+        else:
+            spent += budget.cost(depth, race.epochs)
+    return spent
 
 
 def most_cost(budget: Budget, race: Race, finish: float) -> float:

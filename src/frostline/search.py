@@ -8,6 +8,7 @@ at that rate go on to the end without a restart.
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from statistics import fmean
+from typing import NamedTuple
 
 from frostline.amounts import interval, share
 from frostline.comparing import by_key, is_within, loss_gap
@@ -328,7 +329,8 @@ def strategy(
     """Say what to run next; empty when the search is done.
 
     Every depth that trains more than the head runs a lap at the two largest learning rates, and at
-    smaller ones while they win; the rate with the lowest validation loss, on average over the depths,
+    smaller ones while they win. It is scored half-way and at its end; the rate with the lowest validation
+    loss after another lap, if it falls by as much again as in the second half, on average over the depths,
     is everybody's. All see the same mini-batches and are scored by an average of their weights. Of the
     depths at that rate the shallowest goes on that is within one paired standard error of the lowest loss,
     without a restart, its rate brought down to zero. Head only goes on beside it, or alone where it is
@@ -382,38 +384,57 @@ def _rungs(plan: Plan, done: Mapping[str, Trial]) -> Iterator[tuple[TrialSpec, .
         yield (_alone(plan, purse),)
         return
     cheap, dear = _apart(budget, plan.candidates)
-    heats: dict[float, list[Trial]] = {}
+    heats: dict[float, list[_Lap]] = {}
+    half = budget.race_epochs / 2
     for rates in (plan.learning_rates[:2], *((rate,) for rate in plan.learning_rates[2:])):
-        rung = purse.pay(_begun(plan, depth, rate) for rate in rates for depth in dear)
+        rung = purse.pay(_begun(plan, depth, rate, half) for rate in rates for depth in dear)
         yield rung
-        for rate in rates:
-            heats[rate] = [done[spec.key] for spec in rung if spec.recipe.learning_rate == rate]
+        early = {trial.spec.key: trial for spec in rung if not (trial := done[spec.key]).failure}
+        rung = purse.pay(_continued(trial, half) for trial in early.values())
+        yield rung
+        laps = [_Lap(early[str(spec.parent)], done[spec.key]) for spec in rung if not done[spec.key].failure]
+        heats |= {rate: [lap for lap in laps if lap.late.spec.recipe.learning_rate == rate] for rate in rates}
         if _best_rate(heats) != rates[-1]:
             break
     best = _best_rate(heats)
-    rung = purse.pay(_begun(plan, depth, best or SAFE_RATE) for depth in cheap)
+    rung = purse.pay(_begun(plan, depth, best or SAFE_RATE, budget.race_epochs) for depth in cheap)
     yield rung
     heads = [done[spec.key] for spec in rung if not done[spec.key].failure]
-    arms = [trial for trial in heats[best] if not trial.failure] if best else []
+    arms = [lap.late for lap in heats[best]] if best else []
     if any(all(_leaves_behind(trial, other) for other in arms) for trial in heads):
         arms = []
     yield tuple(spec for trial in (*heads, *([_ahead(arms)] if arms else [])) for spec in _finished(plan, purse, trial))
 
 
-def _best_rate(heats: Mapping[float, Sequence[Trial]]) -> float | None:
-    """The rate at which the fewest depths failed, and of those with the lowest loss on average; None where all failed.
+class _Lap(NamedTuple):
+    """An arm half-way through its lap, and at its end."""
+
+    early: Trial
+    late: Trial
+
+    @property
+    def promise(self) -> float:
+        """The loss after twice the steps, if it falls by as much again.
+
+        What is in doubt between two learning rates is where they end, and the larger one begins later: on Omniglot it
+        was .2 nats behind after forty steps, and right in 7 more of 100 test pictures at its end.
+        """
+        return 2 * self.late.loss - self.early.loss
+
+
+def _best_rate(heats: Mapping[float, Sequence[_Lap]]) -> float | None:
+    """Of the rates at which the fewest depths failed, the one that promises most on average; None where all failed.
 
     One depth alone is misled: on 200 sign digits the shallow one was ahead at a third of the rate after forty steps,
     and 6.5 points behind at its end.
     """
-    losses = {rate: [trial.loss for trial in heat if not trial.failure] for rate, heat in heats.items()}
-    standing = [rate for rate in losses if losses[rate]]
-    return min(standing, key=lambda rate: (-len(losses[rate]), fmean(losses[rate]), -rate), default=None)
+    promises = {rate: [lap.promise for lap in laps] for rate, laps in heats.items() if laps}
+    return min(promises, key=lambda rate: (-len(promises[rate]), fmean(promises[rate]), -rate), default=None)
 
 
-def _begun(plan: Plan, depth: int, rate: float) -> TrialSpec:
+def _begun(plan: Plan, depth: int, rate: float, epochs: float) -> TrialSpec:
     """An arm of the race, from the pretrained weights."""
-    return _started(plan, depth, plan.budget.race_epochs, learning_rate=rate, schedule="constant", averaging=AVERAGING)
+    return _started(plan, depth, epochs, learning_rate=rate, schedule="constant", averaging=AVERAGING)
 
 
 def _started(plan: Plan, depth: int, epochs: float, **recipe: float | str) -> TrialSpec:

@@ -193,8 +193,7 @@ class _Trainee:
         self.live = live
         self.spec = spec
         self.steps = len(_batches(samples, spec, 1))
-        self.first = round(spec.first_epoch * self.steps)
-        self.total = max(1, round(spec.epochs * self.steps)) if spec.epochs else 0
+        self.first, self.last = _span(spec, self.steps)
         self.listener = listener
         self.device = next(live.parameters()).device
         self.optimizer = optimizer_for(live, spec.recipe, head=head)
@@ -206,9 +205,9 @@ class _Trainee:
         """Steps after which the rung is scored, as (from, to): the start of a chain, each end of an epoch, the end."""
         if self.spec.parent is None:
             yield self.first, self.first
-        begin, end = self.first, self.first + self.total
-        while begin < end:
-            lap = min((begin // self.steps + 1) * self.steps, end)
+        begin = self.first
+        while begin < self.last:
+            lap = min((begin // self.steps + 1) * self.steps, self.last)
             yield begin, lap
             begin = lap
 
@@ -217,7 +216,7 @@ class _Trainee:
         epoch, total, seen = first // self.steps + 1, torch.zeros((), device=self.device), 0
         batches = _batches(len(rows), self.spec, epoch)
         view = (epoch - 1) % rows.views
-        note = f"depth {self.spec.depth}, epoch {epoch} of {math.ceil((self.first + self.total) / self.steps)}"
+        note = f"depth {self.spec.depth}, epoch {epoch} of {math.ceil(self.last / self.steps)}"
         _train_mode(self.live, self.spec.recipe)
         factor, norms = 0.0, list[torch.Tensor]()
         with _no_denormals(), _own_randomness(self.device):
@@ -431,18 +430,27 @@ def _batches(samples: int, spec: TrialSpec, epoch: int) -> list[torch.Tensor]:
     return batches
 
 
+def _span(spec: TrialSpec, steps: int) -> tuple[int, int]:
+    """The first and the last step of a rung, counted over the chain, where an epoch has so many.
+
+    Both ends are rounded, not the length: halves of an odd number of steps would be a step too many together.
+    """
+    first = round(spec.first_epoch * steps)
+    return first, max(first + 1, round((spec.first_epoch + spec.epochs) * steps)) if spec.epochs else first
+
+
 def _factor(spec: TrialSpec, steps: int, step: int) -> float:
     """Share of the peak rate at a step of the chain, counted from 1; an epoch has so many steps."""
-    first, total = round(spec.first_epoch * steps), max(1, round(spec.epochs * steps))
+    first, last = _span(spec, steps)
     rise = round(spec.recipe.warmup * steps)
     if spec.parent is None and spec.recipe.schedule == "cosine":
-        rise = min(rise, total)
+        rise = min(rise, last - first)
     if step <= rise:
         return step / rise
     if spec.recipe.schedule == "constant":
         return 1.0
     begin = max(first, rise)
-    return 0.5 * (1.0 + math.cos(math.pi * (step - begin - 1) / max(1, first + total - begin)))
+    return 0.5 * (1.0 + math.cos(math.pi * (step - begin - 1) / max(1, last - begin)))
 
 
 def _train_mode(live: nn.Module, recipe: Recipe) -> None:
