@@ -61,7 +61,7 @@ class Search:
         targets: Live shares at which it looks, beside the deepest depth.
         rates: Learning rates that are raced, from the largest, while a smaller one wins.
         alone: Whether rates are raced at the middle depth alone, and not at every depth.
-        trend: Rates are judged by what the loss would be if it fell by this much of the fall in the second half of the lap.
+        trend: Rates are judged by what the loss would be after so many times the fall of the second half of the lap.
         mark: Steps of a lap.
         second: Steps after which the two ahead are compared again where two errors do not tell them apart, or None.
         judge: What an arm is ahead by: "loss" or "accuracy".
