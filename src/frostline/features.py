@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol, final
 import torch
 from torch import Tensor, nn
 
+from frostline.carrying import carried, device_of
 from frostline.data import Feed, Reading, feed_of
 from frostline.engines import ENGINES, LARGEST_ERROR, Compiled, Compiler, filled, quickest, relative_error
 from frostline.errors import (
@@ -88,14 +89,16 @@ def cache(
     """Run the frozen part once over every sample and keep what crosses the cut.
 
     Row i of the store belongs to sample i. The store is sealed when the call returns; a sealed
-    one with the same key is opened instead. Every row is computed at the same batch shape.
+    one with the same key is opened instead. Every row is computed at the same batch shape, on the device on which
+    the frozen part is; what is read from the store is on the processor.
 
     Args:
         frozen: Part below the cut. Maps a batch (B, ...) to its wires.
         samples: N samples; reading one twice must give equal tensors.
         folder: New folder, or one holding a sealed store with the same key.
         engine: "torch" gives the bits of `frozen(*inputs)`; "openvino" and "compile" (torch.compile) are faster, and
-            their difference is in the manifest; "auto" takes what a measurement of two batches favours.
+            their difference is in the manifest; "auto" takes what a measurement of two batches favours. A frozen part
+            on a GPU is run by torch there.
         precision: "float32"; "bfloat16" where that differs by at most a hundredth of the largest value; or "auto",
             which takes it only where it also saves a second.
         dtype: Precision kept on disk. "float16" halves the bytes; the error it adds is
@@ -275,7 +278,7 @@ def _build(
 ) -> StoreManifest:
     start = time.perf_counter()
     _refuse_unrepeatable(samples, key.views)
-    feed = feed_of(samples, key.views)
+    feed = feed_of(samples, key.views, device=device_of(frozen.module))
     order = _order(len(samples), key.views, batch_size)
     rounding = 0.0
     names = [f"wire{index}.bin" for index in range(len(layouts))]
@@ -378,8 +381,10 @@ def _chosen(
 ) -> _Chosen:
     """Take the engine that was asked for if its outputs are torch's; else try it in full precision, else torch."""
 
+    home = device_of(frozen.module)
+
     def plain(inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        return tuple(frozen(*feed.finished(inputs)))
+        return carried(frozen(*feed.finished(carried(inputs, home))), torch.device("cpu"))
 
     reasons: list[str] = []
     is_plain = (key.engine, key.precision) == ("torch", "float32")
