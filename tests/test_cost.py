@@ -101,6 +101,39 @@ def test_step_is_timed_without_its_first_call(hand):
     assert step_seconds(step, repeats=3) == (2.0, 1.0, 5.0)
 
 
+def test_a_step_ends_when_the_device_has_done_it(hand, monkeypatch):
+    gpu, asked = torch.device("cuda", 0), []
+
+    def catch_up(device):
+        hand.now += 10.0 * len(asked) if device == gpu else 0.0
+        asked.clear()
+
+    monkeypatch.setattr(cost, "caught_up", catch_up)
+
+    assert step_seconds(lambda: asked.append(1), repeats=3, device=gpu) == (10.0, 10.0, 10.0)
+
+
+def test_a_stage_ends_when_the_device_has_done_it(hand, monkeypatch):
+    asked = []
+
+    class Asking(nn.Module):
+        def __init__(self, seconds):
+            super().__init__()
+            self.seconds = seconds
+
+        def forward(self, x):
+            asked.append(self.seconds)
+            return x
+
+    def catch_up(device):
+        hand.now += sum(asked)
+        asked.clear()
+
+    monkeypatch.setattr(cost, "caught_up", catch_up)
+
+    assert stage_seconds(nn.Sequential(Asking(1), Asking(3)), (torch.zeros(1),), ("0", "1")) == (0.25, 0.75)
+
+
 def test_no_repeats_are_refused():
     with pytest.raises(BadArgument, match="repeats is 0"):
         step_seconds(lambda: None, repeats=0)

@@ -309,6 +309,15 @@ def test_pictures_are_fed_as_bytes_and_finished_to_their_inputs(pets):
     assert torch.equal(feed.before(torch.nn.Flatten())(*inputs), part.read([3, 1])[0].flatten(1))
 
 
+def test_pictures_are_finished_where_the_network_is(pets):
+    feed = feed_of(read(pets).train, device=torch.device("meta"))
+
+    inputs = feed.finished(tuple(tensor.to("meta") for tensor in feed.read([3, 1], 0)))
+
+    assert feed.read([3, 1], 0)[0].device.type == "cpu"
+    assert inputs[0].device.type == "meta"
+
+
 def test_further_views_and_tensors_are_fed_as_they_are(pets):
     part = read(pets).train.with_views(2)
     tensors = fl.TensorSamples(torch.zeros(2, 4), torch.tensor([0, 1]))

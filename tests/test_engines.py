@@ -388,6 +388,43 @@ def test_a_precision_that_does_not_exist_is_refused(ask):
         ask(*linear(), precision="float8")
 
 
+@pytest.fixture
+def elsewhere(monkeypatch):
+    """Let the engines believe that what they are given is on a GPU."""
+    gpu = torch.device("cuda", 0)
+    monkeypatch.setattr(engines, "is_installed", lambda: True)
+    monkeypatch.setattr(engines, "device_of", lambda module: gpu)
+    monkeypatch.setattr(engines, "carried", lambda tensors, device: tuple(tensors))
+    for name in ("converted", "fused"):
+        monkeypatch.setattr(engines, name, lambda *given, **more: pytest.fail("made for a processor"))
+
+
+@pytest.mark.parametrize("engine", ["auto", "openvino", "compile"])
+def test_what_is_not_on_a_processor_is_run_by_torch_which_says_why(elsewhere, engine):
+    report, run = quickest(*linear(), engine=engine, rows=10**9, precision="float32")
+
+    assert report.engine == run.engine == "torch"
+    assert "for processors only, and the network is on cuda:0" in report.why
+    assert run.why in report.why
+    assert report.rows_per_second > 0
+
+
+def test_torch_that_was_asked_for_needs_no_reason_anywhere(elsewhere):
+    report, run = quickest(*linear(), engine="torch")
+
+    assert "processors" not in report.why
+    assert run.why == ""
+
+
+@pytest.mark.parametrize("engine", ["openvino", "compile"])
+def test_an_engine_of_a_run_begun_on_a_processor_gives_way_to_torch_on_a_gpu(elsewhere, engine, caplog):
+    run = compiled(*linear(), engine=engine)
+
+    assert (run.engine, run.device.type) == ("torch", "cuda")
+    assert "for processors only" in run.why
+    assert any(run.why in record.message for record in caplog.records)
+
+
 class Untraceable(nn.Module):
     """What torch.jit.trace cannot watch."""
 

@@ -398,6 +398,7 @@ from frostline.records import Preprocessing, Wire
 class Frozen:
     fingerprint = "f"
     wires = (Wire(name="w", shape=(2, 3), dtype="float32", order=(0, 1), bytes_per_sample=12),)
+    module = torch.nn.Identity()
     def __call__(self, x):
         return (x * 2,)
 

@@ -4,7 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from frostline.planned import Budget, EngineReport, Rates
+from frostline.planned import Budget, EngineReport, Rates, Recipe
+from frostline.records import TrialSpec
 
 
 def test_full_finetune_costs_one():
@@ -23,3 +24,17 @@ def test_less_of_a_step_is_live_the_deeper_the_cut(seconds):
 
     assert live == sorted(live, reverse=True)
     assert (live[0], live[-1]) == (pytest.approx(1.0), pytest.approx(0.0, abs=1e-9))
+
+
+def test_a_trial_in_float32_has_the_name_that_it_had_before_there_was_a_precision():
+    spec = TrialSpec(depth=3, recipe=Recipe(), seed=1, epochs=4)
+
+    assert spec.key == "f4ddf808f6a034f3"
+
+
+def test_a_recipe_names_its_precision_where_it_is_not_the_usual_one():
+    usual, fewer = Recipe(), Recipe(precision="bfloat16")
+
+    assert "precision" not in usual.model_dump_json()
+    assert Recipe.model_validate_json(fewer.model_dump_json()) == fewer
+    assert fewer.key != usual.key

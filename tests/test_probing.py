@@ -190,17 +190,16 @@ def test_labels_that_may_be_wrong_are_named_by_sample_class_and_likeness(tmp_pat
     for row, label in wrong.items():
         labels[row] = (label + 1) % 4
 
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        net = Small()
+    net = Small()
 
     doubts = voted(net, TensorSamples(samples.read(range(400))[0], labels), tmp_path)[1].doubts
 
-    assert len(doubts) > 2
-    assert {doubt.sample for doubt in doubts} <= wrong.keys()
+    named = [doubt for doubt in doubts if doubt.sample in wrong]
+    assert len(named) > 2
     assert all(doubt.label == labels[doubt.sample] for doubt in doubts)
-    assert all(doubt.prediction == wrong[doubt.sample] for doubt in doubts)
+    assert all(doubt.prediction == wrong[doubt.sample] for doubt in named)
     # Of 200 right labels a few may look wrong with a probability of .95.
+    assert len(doubts) - len(named) <= 2
     assert len(voted(net, samples, tmp_path)[1].doubts) <= 2
 
 

@@ -426,6 +426,42 @@ def test_training_on_stored_rows_is_training_with_the_frozen_part_recomputed(tmp
     torch.testing.assert_close(torch.tensor(stored.losses), torch.tensor(recomputed.losses), **CLOSE)
 
 
+@pytest.mark.parametrize(
+    ("precision", "can", "seconds", "trained_in"),
+    [
+        ("auto", True, 0.5, "bfloat16"),
+        ("auto", True, 0.9, "float32"),
+        ("auto", True, None, "float32"),
+        ("auto", False, 0.5, "float32"),
+        ("float32", True, 0.5, "float32"),
+    ],
+    ids=["quicker", "hardly quicker", "refused", "no such GPU", "not wanted"],
+)
+def test_a_gpu_trains_in_fewer_bits_where_that_is_measured_to_pay(
+    tmp_path, monkeypatch, precision, can, seconds, trained_in
+):
+    def timed(site, inputs, labels, recipe):
+        if recipe.precision == "float32":
+            return 1.0, 1.0, 1.0
+        if seconds is None:
+            raise RuntimeError("expected Float but found BFloat16")
+        return (seconds,) * 3
+
+    monkeypatch.setattr(flow, "has_bfloat16", lambda device: can)
+    monkeypatch.setattr(flow, "timed", timed)
+
+    plan = fl.plan(small_task(), epochs=2, engine="torch", precision=precision)
+
+    assert plan.recipe.precision == trained_in
+    assert plan.rates.step_seconds == (seconds if trained_in == "bfloat16" else 1.0)
+
+
+def test_a_processor_trains_in_float32(tmp_path):
+    result = fl.fit(small_task(), depth=1, epochs=1, engine="torch", out=tmp_path / "run")
+
+    assert {trial.spec.recipe.precision for trial in result.evidence.trials} == {"float32"}
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_a_run_killed_at_ten_moments_ends_like_an_unbroken_one(tmp_path):

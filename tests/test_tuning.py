@@ -1,6 +1,8 @@
 import contextlib
 import itertools
 import math
+import threading
+from functools import partial
 
 import pytest
 import torch
@@ -11,10 +13,12 @@ from torch import nn
 
 from frostline import tuning
 from frostline.calibration import best_temperature
+from frostline.carrying import one_ahead
 from frostline.data import TensorSamples
 from frostline.errors import WeightsDoNotFit
 from frostline.leaving_out import balancing
 from frostline.records import Recipe, TrialSpec
+from frostline.testing import ROUGH
 from frostline.tuning import _batches, _factor, _span, load_best, optimizer_for, train_step, tune
 
 SAMPLES = 37
@@ -273,6 +277,16 @@ def test_gradients_are_measured_before_they_are_clipped(tmp_path):
     assert (before.gradient_norm, before.gradient_spread) == (None, None)
     assert after.gradient_norm == pytest.approx(2 / math.sqrt(2), rel=1e-5)
     assert after.gradient_spread == pytest.approx(1 / math.sqrt(2), rel=1e-5)
+
+
+def test_each_row_is_learnt_with_its_own_label(tmp_path):
+    net, train = network(), part()
+    net.drop.p = 0.0
+    outputs = net.eval()(train.read(range(SAMPLES))[0]).detach()
+
+    trial, _ = run(spec_of(1, learning_rate=0.0, head_learning_rate=0.0), tmp_path, net=net)
+
+    assert trial.curve[-1].train_loss == pytest.approx(float(nn.functional.cross_entropy(outputs, train.labels)))
 
 
 def test_steps_take_the_quick_way_through_convolutions(tmp_path):
@@ -588,3 +602,68 @@ def test_a_network_that_changes_its_path_goes_on_training(tmp_path):
 
     assert wandering.failure is None
     assert wandering.losses == pytest.approx(steady.losses, rel=1e-3)
+
+
+class Ahead:
+    """Carries batches as for a GPU, read by a thread one ahead, to where they are already."""
+
+    def __init__(self, device):
+        pass
+
+    @contextlib.contextmanager
+    def ahead(self, reads):
+        with one_ahead(reads) as batches:
+            yield (partial(tuple, batch) for batch in batches)
+
+
+def test_rows_read_ahead_train_to_the_same_bits(tmp_path, monkeypatch):
+    directly, _ = run(spec_of(2, averaging=0.9), tmp_path, train=Twice(part().read(range(SAMPLES))[0]))
+    monkeypatch.setattr(tuning, "Carrier", Ahead)
+
+    ahead, _ = run(spec_of(2, averaging=0.9), tmp_path, train=Twice(part().read(range(SAMPLES))[0]))
+
+    assert facts(ahead) == facts(directly)
+    assert (ahead.losses, ahead.hits) == (directly.losses, directly.hits)
+
+
+def test_a_diverged_training_leaves_no_thread(tmp_path, monkeypatch):
+    monkeypatch.setattr(tuning, "Carrier", Ahead)
+    before, train = set(threading.enumerate()), part()
+    rows = TensorSamples(train.read(range(SAMPLES))[0] * float("inf"), train.labels)
+
+    trial, _ = run(spec_of(), tmp_path, train=rows)
+
+    assert "training loss in epoch 1" in trial.failure
+    assert not set(threading.enumerate()) - before
+
+
+@pytest.mark.parametrize("is_ahead", [False, True])
+def test_what_reading_a_row_raises_reaches_the_caller(tmp_path, monkeypatch, is_ahead):
+    class Torn(Twice):
+        def read(self, rows, view=0):
+            if len(self.seen) == 3:
+                raise OSError("the disk is gone")
+            return super().read(rows, view)
+
+    if is_ahead:
+        monkeypatch.setattr(tuning, "Carrier", Ahead)
+
+    with pytest.raises(OSError, match="the disk is gone"):
+        run(spec_of(), tmp_path, train=Torn(part().read(range(SAMPLES))[0]))
+
+
+def test_training_in_fewer_bits_is_near_and_keeps_weights_and_scoring_in_float32(tmp_path):
+    net, seen = network(), {True: set(), False: set()}
+    net.conv.register_forward_hook(lambda conv, args, output: seen[conv.training].add(output.dtype))
+    full, _ = run(spec_of(3), tmp_path)
+
+    fewer, _ = run(spec_of(3, precision="bfloat16"), tmp_path, net=net)
+
+    # The first pass that trains is watched for the quick way through convolutions, in float32.
+    assert torch.bfloat16 in seen[True]
+    assert seen[False] == {torch.float32}
+    assert {weight.dtype for weight in net.parameters()} == {torch.float32}
+    assert facts(fewer) != facts(full)
+    for curve in ("train_loss", "valid_loss"):
+        ours, theirs = ([getattr(point, curve) for point in trial.curve[1:]] for trial in (fewer, full))
+        torch.testing.assert_close(torch.tensor(ours), torch.tensor(theirs), **ROUGH)

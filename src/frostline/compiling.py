@@ -72,15 +72,15 @@ def owned(output: Tensor, precision: str) -> Tensor:
 
 
 @contextlib.contextmanager
-def reduced(precision: str) -> Iterator[None]:
-    """Compute in this precision inside.
+def reduced(precision: str, kind: str = "cpu") -> Iterator[None]:
+    """Compute in this precision inside, on this kind of device.
 
     Example:
         >>> with reduced("float32"):
         ...     (torch.ones(2, 2) @ torch.ones(2, 2)).dtype
         torch.float32
     """
-    with lower_precision(torch.bfloat16) if precision == "bfloat16" else contextlib.nullcontext():
+    with lower_precision(torch.bfloat16, kind) if precision == "bfloat16" else contextlib.nullcontext():
         yield
 
 

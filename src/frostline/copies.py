@@ -102,8 +102,12 @@ def full_precision() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def lower_precision(dtype: torch.dtype) -> Iterator[None]:
+def lower_precision(dtype: torch.dtype, kind: str = "cpu") -> Iterator[None]:
     """Compute in fewer bits where autocast holds that safe, also inside `full_precision`.
+
+    Args:
+        dtype: With the fewer bits.
+        kind: Of device on which that is done, "cpu" or "cuda".
 
     Example:
         >>> with lower_precision(torch.bfloat16), full_precision():
@@ -112,7 +116,7 @@ def lower_precision(dtype: torch.dtype) -> Iterator[None]:
     """
     before = _IS_LOWER.set(True)
     try:
-        with torch.autocast("cpu", dtype):
+        with torch.autocast(kind, dtype):
             yield
     finally:
         _IS_LOWER.reset(before)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, final
 from frostline.errors import BadArgument
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor, nn
 
 _NORMAL_975 = 1.959963984540054
@@ -74,12 +75,27 @@ class Clock:
         self._since = now
 
 
-def step_seconds(step: Callable[[], object], repeats: int = 5) -> tuple[float, float, float]:
+def caught_up(device: "torch.device | None") -> None:
+    """Wait until a GPU has done what it was given, for the clock would stop at its being asked; others are done.
+
+    Example:
+        >>> caught_up(None)
+    """
+    if device is not None and device.type == "cuda":
+        import torch
+
+        torch.cuda.synchronize(device)
+
+
+def step_seconds(
+    step: Callable[[], object], repeats: int = 5, *, device: "torch.device | None" = None
+) -> tuple[float, float, float]:
     """Time a step, after one that is not counted.
 
     Args:
         step: What to time.
         repeats: How many times.
+        device: Where it is done, so that it is waited for; None is the processor.
 
     Returns:
         Median, lowest and highest seconds.
@@ -92,10 +108,12 @@ def step_seconds(step: Callable[[], object], repeats: int = 5) -> tuple[float, f
     if repeats < 1:
         raise BadArgument(f"BadArgument: repeats is {repeats}; a median needs at least 1.", repeats=repeats)
     step()
+    caught_up(device)
     seconds = []
     for _ in range(repeats):
         start = time.perf_counter()
         step()
+        caught_up(device)
         seconds.append(time.perf_counter() - start)
     return statistics.median(seconds), min(seconds), max(seconds)
 
@@ -110,7 +128,7 @@ def stage_seconds(
 
     Args:
         model: A copy of the network.
-        example: Inputs, batch axis first.
+        example: Inputs where the network is, batch axis first.
         boundaries: Dotted name of the last module of each stage, in order.
         repeats: Passes; the median counts, and one pass before them does not.
 
@@ -126,10 +144,12 @@ def stage_seconds(
     """
     import torch
 
+    device = example[0].device
     returned: dict[str, float] = {}
 
     def note(name: str) -> Callable[..., None]:
         def hook(*_: object) -> None:
+            caught_up(device)
             returned[name] = time.perf_counter()
 
         return hook
@@ -143,6 +163,7 @@ def stage_seconds(
             start = time.perf_counter()
             with torch.no_grad():
                 model(*example)
+            caught_up(device)
             end = time.perf_counter()
             times = [returned.get(name, start) for name in boundaries[:-1]] + [end]
             # A module that returns again later, or never in this pass, must not give a negative share.

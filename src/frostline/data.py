@@ -211,15 +211,16 @@ class Feed(NamedTuple):
         return inputs if self.finish is None else (self.finish(*inputs),)
 
 
-def feed_of(samples: Samples, views: int = 1) -> Feed:
+def feed_of(samples: Samples, views: int = 1, *, device: torch.device | None = None) -> Feed:
     """Feed an engine with as little work outside it as can be: pictures as bytes, a quarter of their inputs' size.
 
     Args:
         samples: What will be read.
         views: How many views of it; further ones are no bytes.
+        device: Where the network is; None for the processor.
 
     Returns:
-        What to read, and what to put before the network.
+        What to read, which is on the processor mostly, and what to put before the network, which is where that is.
 
     Example:
         >>> import torch
@@ -228,7 +229,7 @@ def feed_of(samples: Samples, views: int = 1) -> Feed:
         (True, torch.Size([1, 4]))
     """
     if views == 1 and isinstance(samples, Pictures):
-        return Feed(samples.read_bytes, Finish(samples.preprocessing))
+        return Feed(samples.read_bytes, Finish(samples.preprocessing).to(device))
     return Feed(samples.read)
 
 

@@ -1,7 +1,7 @@
 """What runs the frozen part: plain torch, OpenVINO or torch.compile, picked by measuring.
 
 Everything here is inference: eval mode, no gradients, no network. An engine is used only where its outputs
-are those of plain torch in float32, within a stated bound.
+are those of plain torch in float32, within a stated bound. What is on a GPU is run by torch.
 """
 
 import logging
@@ -14,6 +14,7 @@ from typing import Literal, NamedTuple, Protocol, final
 import torch
 from torch import Tensor, nn
 
+from frostline.carrying import carried, device_of
 from frostline.compiling import as_tuple, fused, owned, reduced
 from frostline.converting import Conversion, Run, converted, is_installed
 from frostline.copies import in_eval, plain_torch
@@ -46,6 +47,8 @@ _MADE: tuple[EngineName, ...] = ("openvino", "compile")
 
 _SPOKEN = {"torch": "torch", "openvino": "OpenVINO", "compile": "torch.compile"}
 
+_PROCESSOR = torch.device("cpu")
+
 _log = logging.getLogger("frostline.engines")
 
 
@@ -66,6 +69,7 @@ def pick(
         example: Inputs of one full batch, batch axis first; real ones, for the error is measured on them.
         engine: "auto" takes OpenVINO unless it is not installed, cannot convert the module, is wrong, or torch is
             1.2 times as fast; torch.compile only where so many rows pay for its making. A name is taken at its word.
+            Both are for processors: a module on a GPU is run by torch there.
         precision: "auto" takes bfloat16 where it is 1.2 times as fast, saves a second over the rows, and its outputs
             differ by at most a hundredth of the largest value; "float32" never does.
         rows: How many will be computed. What takes long to make or gives up bits has to pay for itself with them.
@@ -141,7 +145,7 @@ class _Contest:
 
     def __init__(self, module: nn.Module, example: tuple[Tensor, ...], *, engine: str, rows: int) -> None:
         self.module = module
-        self.example = example
+        self.example = carried(example, device_of(module))
         self.engine = engine
         self.rows = rows
         self.said: list[str] = [] if engine == "auto" else [f"{_SPOKEN[engine]} was asked for"]
@@ -155,6 +159,10 @@ class _Contest:
 
     def in_full(self) -> _Candidate:
         """The quickest in float32."""
+        if self.engine != "torch" and (reason := _elsewhere(self.plain.device)):
+            self.plain.why = reason
+            self.said.append(reason)
+            return self._timed(self.plain, error=0.0, making=0.0)
         for name in _MADE:
             # What was asked for is not raced against torch, which takes seconds for a large network.
             if name == self.engine and (asked := self._entry(name, "float32")):
@@ -241,7 +249,8 @@ class Compiled:
     """A function from inputs to outputs that own their memory, at one batch shape.
 
     A smaller batch is filled up by repeating its rows and cut back, so every row is computed at
-    the same batch shape. Outputs whose first axis is no multiple of the batch come as they are.
+    the same batch shape. Outputs whose first axis is no multiple of the batch come as they are. They are on the
+    processor, wherever they were computed and wherever the inputs were.
 
     Args:
         run: Maps inputs of exactly `batch` rows to outputs.
@@ -250,6 +259,7 @@ class Compiled:
         precision: Of its arithmetic.
         piece: Rows that each thread takes at a time; 0 where all threads share the batch.
         why: Why it is not the engine that was asked for, or "".
+        device: Where it computes.
 
     Example:
         >>> double = Compiled(lambda inputs: (inputs[0] * 2,), batch=4)
@@ -266,6 +276,7 @@ class Compiled:
         precision: Precision = "float32",
         piece: int = 0,
         why: str = "",
+        device: torch.device = _PROCESSOR,
     ) -> None:
         self._run = run
         self.batch = batch
@@ -273,6 +284,7 @@ class Compiled:
         self.precision = precision
         self.piece = piece
         self.why = why
+        self.device = device
 
     @property
     def spoken(self) -> str:
@@ -283,12 +295,12 @@ class Compiled:
     def __call__(self, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         """Run up to `batch` rows."""
         rows = inputs[0].shape[0]
-        if rows == self.batch:
-            return self._run(inputs)
-        if not 0 < rows < self.batch:
+        if not 0 < rows <= self.batch:
             raise BadArgument(f"BadArgument: {rows} rows; this engine takes 1 to {self.batch} at a time.", rows=rows)
-        outputs = self._run(tuple(filled(x, self.batch) for x in inputs))
-        return tuple(_cut_back(output, rows, self.batch) for output in outputs)
+        inputs = tuple(filled(x, self.batch) for x in carried(inputs, self.device))
+        # Whoever reads the clock after this has waited for a GPU, too.
+        outputs = carried(self._run(inputs), _PROCESSOR)
+        return outputs if rows == self.batch else tuple(_cut_back(output, rows, self.batch) for output in outputs)
 
 
 def compiled(
@@ -304,8 +316,8 @@ def compiled(
     Args:
         module: Returns a tensor or a tuple of tensors. It is left as it was, and runs in eval mode.
         example: Inputs of one full batch, batch axis first.
-        engine: "torch", "openvino" or "compile". A module that an engine cannot convert is run by torch;
-            `engine` and `why` of the result say so.
+        engine: "torch", "openvino" or "compile". A module that an engine cannot convert, or that is not on a
+            processor, is run by torch; `engine` and `why` of the result say so.
         precision: "float32" or "bfloat16".
         piece: Rows that each thread takes at a time, for OpenVINO; 0 lets all threads share a whole batch.
 
@@ -326,7 +338,11 @@ def compiled(
     bits: Precision = "bfloat16" if precision == "bfloat16" else "float32"
     if engine == "torch":
         return _plain(module, example, precision=bits)
-    if engine == "compile":
+    example = carried(example, device_of(module))
+    made: Compiled | str
+    if reason := _elsewhere(device_of(module)):
+        made = reason
+    elif engine == "compile":
         made = _fused(module, example, bits)
     else:
         conversion = converted(module, example)
@@ -337,6 +353,12 @@ def compiled(
         return made
     _log.warning("%s; torch runs it", made)
     return _plain(module, example, why=made)
+
+
+def _elsewhere(device: torch.device) -> str:
+    """Why nothing but torch runs what is on this device, or ""."""
+    on_processor = device.type == _PROCESSOR.type
+    return "" if on_processor else f"OpenVINO and torch.compile are for processors only, and the network is on {device}"
 
 
 def _readied(conversion: Conversion | str, precision: Precision, piece: int) -> Compiled | str:
@@ -356,15 +378,17 @@ def _fused(module: nn.Module, example: tuple[Tensor, ...], precision: Precision)
 def _plain(
     module: nn.Module, example: tuple[Tensor, ...], *, precision: Precision = "float32", why: str = ""
 ) -> Compiled:
+    device = device_of(module)
+
     # Inputs keep their memory order: turning them to channels-last would be faster for some
     # networks, but gives other bits than the module itself.
     def run(inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        with torch.no_grad(), plain_torch(), in_eval(module), reduced(precision):
+        with torch.no_grad(), plain_torch(), in_eval(module), reduced(precision, device.type):
             outputs = as_tuple(module(*inputs))
         # An output may be a view of a weight, of an input, or of another output.
         return tuple(owned(output, precision) for output in outputs)
 
-    return Compiled(run, batch=len(example[0]), precision=precision, why=why)
+    return Compiled(run, batch=len(example[0]), precision=precision, why=why, device=device)
 
 
 # --- batches and errors -----------------------------------------------------------------------
@@ -389,7 +413,7 @@ def filled(tensor: Tensor, batch: int) -> Tensor:
         return tensor
     strides = tensor.stride()
     order = sorted(range(tensor.dim()), key=lambda axis: (-strides[axis], axis))
-    index = torch.arange(batch) % rows
+    index = torch.arange(batch, device=tensor.device) % rows
     # Joined and indexed tensors fall back to plain memory in some shapes; in their own order they cannot.
     full = tensor.permute(order).index_select(order.index(0), index)
     return full.permute([order.index(axis) for axis in range(tensor.dim())])

@@ -54,14 +54,16 @@ def cache(
     """Run the frozen part once over every sample and keep what crosses the cut.
 
     Row i of the store belongs to sample i. The store is sealed when the call returns; a sealed
-    one with the same key is opened instead. Every row is computed at the same batch shape.
+    one with the same key is opened instead. Every row is computed at the same batch shape, on the device on which
+    the frozen part is; what is read from the store is on the processor.
 
     Args:
         frozen: Part below the cut. Maps a batch (B, ...) to its wires.
         samples: N samples; reading one twice must give equal tensors.
         folder: New folder, or one holding a sealed store with the same key.
         engine: "torch" gives the bits of `frozen(*inputs)`; "openvino" and "compile" (torch.compile) are faster, and
-            their difference is in the manifest; "auto" takes what a measurement of two batches favours.
+            their difference is in the manifest; "auto" takes what a measurement of two batches favours. A frozen part
+            on a GPU is run by torch there.
         precision: "float32"; "bfloat16" where that differs by at most a hundredth of the largest value; or "auto",
             which takes it only where it also saves a second.
         dtype: Precision kept on disk. "float16" halves the bytes; the error it adds is

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import Tensor
 
+from frostline.carrying import device_of
 from frostline.data import Feed, Reading, feed_of
 from frostline.engines import Compiler, filled, relative_error
 from frostline.errors import BadSample, NotRepeatable
@@ -82,7 +83,7 @@ def fill(
     start = time.perf_counter()
     key = wanted[0].key
     _refuse_unrepeatable(samples, key.views)
-    feed = feed_of(samples, key.views)
+    feed = feed_of(samples, key.views, device=device_of(wanted[0].frozen.module))
     order = _order(len(samples), key.views, batch_size)
     rounding = [0.0] * len(wanted)
     with ExitStack() as open_files:

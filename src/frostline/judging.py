@@ -4,8 +4,10 @@ import logging
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple, Protocol, Self
 
+import torch
 from torch import Tensor, nn
 
+from frostline.carrying import carried, device_of
 from frostline.data import Feed
 from frostline.engines import LARGEST_ERROR, Compiled, Compiler, relative_error
 from frostline.records import Wire
@@ -96,7 +98,6 @@ def judge(
         What runs the parts, and by part why that is not what was asked for, or "".
 
     Example:
-        >>> import torch
         >>> import frostline as fl
         >>> from frostline.engines import compiled
         >>> net, x = nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2)), torch.rand(2, 4)
@@ -161,7 +162,8 @@ class _Court:
     def plain(self, places: tuple[int, ...]) -> Callable[[Inputs], tuple[Tensor, ...]]:
         """Torch in full precision."""
         frozen = self._as_one(places)
-        return lambda inputs: tuple(frozen(*self.feed.finished(inputs)))
+        home = device_of(frozen.module)
+        return lambda inputs: carried(frozen(*self.feed.finished(carried(inputs, home))), torch.device("cpu"))
 
     def _as_one(self, places: tuple[int, ...]) -> Frozen:
         first, *others = (self.parts[place] for place in places)

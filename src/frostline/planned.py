@@ -4,7 +4,9 @@ Costs are in seconds, bytes and, for the budget, in full fine-tunes.
 """
 
 import math
-from typing import Literal
+from typing import Any, Literal
+
+from pydantic import SerializerFunctionWrapHandler, model_serializer
 
 from frostline.record import Record
 
@@ -88,6 +90,8 @@ class Recipe(Record):
         clip_norm: Largest norm of the gradient.
         averaging: What a running average of the weights keeps of itself at each step. It is scored and kept
             in the place of the weights, while training goes on from the weights; 0 averages nothing.
+        precision: Of the passes forward and backward. "bfloat16" computes them under autocast; weights, optimizer and
+            scoring keep float32 all the same. Files name it only where it is not "float32".
     """
 
     learning_rate: float = 1e-3
@@ -100,6 +104,15 @@ class Recipe(Record):
     norm_mode: Literal["eval", "train"] = "eval"
     clip_norm: float = 1.0
     averaging: float = 0.0
+    precision: Literal["float32", "bfloat16"] = "float32"
+
+    @model_serializer(mode="wrap")
+    def _written(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        # Trials are named after what is written here: those of before there was a precision keep their names.
+        written: dict[str, Any] = write(self)
+        if self.precision == "float32":
+            written.pop("precision", None)
+        return written
 
 
 class EngineReport(Record):

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
+from frostline.carrying import carried, device_of
 from frostline.copies import copy_of
 from frostline.records import Stage
 
@@ -44,7 +45,9 @@ def redrawn(
         >>> torch.equal(other[0].weight, net[0].weight), torch.equal(other[1].weight, net[1].weight)
         (False, True)
     """
-    drawn = copy_of(model).eval()
+    # Drawn on the processor, so that a seed gives the same weights everywhere.
+    home, processor = device_of(model), torch.device("cpu")
+    drawn = copy_of(model).eval().to(processor)
     keys = {key for stage in stages for key in stage.keys}
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         torch.default_generator.manual_seed(seed)
@@ -52,8 +55,8 @@ def redrawn(
             _match(drawn, keys)
         else:
             _reset(drawn, keys)
-        _settle(drawn, keys, batches)
-    return drawn
+        _settle(drawn, keys, [carried(inputs, processor) for inputs in batches])
+    return drawn.to(home)
 
 
 def _match(model: nn.Module, keys: set[str]) -> None:

@@ -65,7 +65,7 @@ class Result:
 
     @property
     def model(self) -> nn.Module:
-        """A new copy of the tuned network, of the user's own class, in eval mode."""
+        """A new copy of the tuned network, of the user's own class, in eval mode, where the user's is: on its GPU."""
         return apply_delta(self._base, self.folder / "delta.safetensors").eval()
 
     def summary(self) -> dict[str, Any]:

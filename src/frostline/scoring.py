@@ -4,6 +4,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from frostline.carrying import carried, device_of
 from frostline.cost import wilson
 from frostline.data import Rows
 from frostline.errors import BadOutput
@@ -80,12 +81,12 @@ def outputs_of(model: nn.Module, rows: Rows, *, batch_size: int = 32) -> torch.T
         torch.Size([5, 2])
     """
     modes = [(module, module.training) for module in model.modules()]
-    device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
+    device = device_of(model)
     model.eval()
     try:
         with torch.inference_mode():
             outputs = [
-                model(*(tensor.to(device) for tensor in rows.read(range(first, min(first + batch_size, len(rows))))))
+                model(*carried(rows.read(range(first, min(first + batch_size, len(rows)))), device))
                 for first in range(0, len(rows), batch_size)
             ]
             # A clone made outside inference mode is an ordinary tensor that callers may do anything with.

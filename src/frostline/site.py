@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from frostline.carrying import carried, device_of
 from frostline.copies import copy_of
 from frostline.cost import Clock
 from frostline.data import Pictures, Rows, Samples, settle
@@ -26,7 +27,7 @@ BATCH = 32
 
 @dataclass(frozen=True)
 class Site:
-    """What every step of one run needs; `base` is the run's own copy of the network."""
+    """What every step of one run needs; `base` is the run's own copy of the network, `example` inputs where that is."""
 
     task: Task
     folder: Path
@@ -36,6 +37,11 @@ class Site:
     clock: Clock
     listener: Listener
     engines: dict[tuple[tuple[int, ...], str, str, torch.dtype], Compiled] = field(default_factory=dict)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the network is, and so where everything is computed."""
+        return device_of(self.base)
 
     def spent(self, phase: str) -> AbstractContextManager[None]:
         """Count what happens inside as seconds of this phase."""
@@ -88,9 +94,9 @@ def set_out(task: Task, folder: Path, listener: Listener) -> Site:
         listener(Event(phase="trace", note="watching one forward pass", done=0, total=1))
         base = copy_of(task.model).eval()
         if any(parameter.dim() == 4 for parameter in base.parameters()):
-            # Convolutions on CPUs run up to twice as fast with the channels last.
+            # Convolutions on CPUs run up to twice as fast with the channels last, and a GPU's bfloat16 wants them so.
             base = base.to(memory_format=torch.channels_last)
-        example = task.example(4)
+        example = carried(task.example(4), device_of(base))
         graph = trace(base, example)
         listener(Event(phase="trace", note=f"{len(graph.stages)} stages", done=1, total=1))
     return Site(task=task, folder=folder, base=base, example=example, graph=graph, clock=clock, listener=listener)

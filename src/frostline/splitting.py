@@ -8,8 +8,10 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from frostline import fingerprint
+from frostline.carrying import device_of
 from frostline.copies import copy_of, full_precision, plain_torch, repeatable_torch
 from frostline.errors import BadArgument
 from frostline.recording import Recording
@@ -374,11 +376,16 @@ def _let_go(copy: nn.Module) -> None:
 
 @contextlib.contextmanager
 def _unfused(model: nn.Module) -> Iterator[None]:
-    """Keep an LSTM off its fused kernel, which runs only without gradients and rounds otherwise."""
+    """Keep an LSTM off its fused kernel, which runs only without gradients and rounds otherwise.
+
+    On a GPU also attention off those whose gradients are added in no fixed order, even where torch is asked for one.
+    """
     before = torch._C._get_mkldnn_enabled()
     torch._C._set_mkldnn_enabled(before and not any(isinstance(module, nn.LSTM) for module in model.modules()))
+    on_gpu = device_of(model).type == "cuda"
     try:
-        yield
+        with sdpa_kernel(SDPBackend.MATH) if on_gpu else contextlib.nullcontext():
+            yield
     finally:
         torch._C._set_mkldnn_enabled(before)
 

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from frostline import fingerprint
+from frostline.carrying import carried, device_of
 from frostline.copies import copy_of
 from frostline.data import Samples
 from frostline.errors import (
@@ -39,7 +40,8 @@ class Task:
     The network is not changed, here or later: frostline works on copies.
 
     Args:
-        model: Maps inputs (B, ...) to outputs (B, K).
+        model: Maps inputs (B, ...) to outputs (B, K). Where it is, a processor or a GPU, is where the work is done;
+            the samples may be elsewhere.
         train: What is trained on.
         valid: What picks the depth and the epoch.
         test: What is scored once, at the end.
@@ -206,7 +208,7 @@ def _count_outputs(model: nn.Module, example: tuple[torch.Tensor, ...]) -> int:
     probe = copy_of(model, model.parameters()).eval()
     try:
         with torch.no_grad(), torch.random.fork_rng(devices=[]):
-            output: Any = probe(*example)
+            output: Any = probe(*carried(example, device_of(probe)))
     # What a user's forward raises for inputs it cannot take; the cause is kept.
     except (RuntimeError, AssertionError, ValueError, TypeError, IndexError) as error:
         raise BadInputSize(

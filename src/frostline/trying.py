@@ -16,6 +16,8 @@ import torch
 from torch import nn
 
 from frostline.attempts import Attempt, Outcome
+from frostline.carrying import carried
+from frostline.copies import copy_of
 from frostline.data import Rows, Samples, TensorSamples
 from frostline.energy import metered
 from frostline.engines import compiled
@@ -428,6 +430,9 @@ def remember(bench: Bench, attempt: Attempt, workshop: Path) -> Outcome:
     rows: Rows = samples
     if attempt.is_stored:
         rows = rows_of(site, split(site.base, site.graph, spec.depth), samples, part="train", plan=bench.plan)
+    # The memory that a process holds is that of the processor, so the network is trained there.
+    processor = torch.device("cpu")
+    network = site.base if site.device == processor else copy_of(site.base).to(processor)
     request = Request(
         source=site.task.source,
         image_size=known.preprocessing.image_size if known.preprocessing else None,
@@ -438,10 +443,10 @@ def remember(bench: Bench, attempt: Attempt, workshop: Path) -> Outcome:
     )
     found = measure_memory(
         request,
-        rows.read(numbers),
-        example=site.example,
+        carried(rows.read(numbers), processor),
+        example=carried(site.example, processor),
         labels=samples.labels[list(numbers)],
-        network=site.base,
+        network=network,
         folder=workshop,
     )
     return Outcome(attempt=attempt, peak_bytes=found.peak_bytes, state_bytes=found.state_bytes)

@@ -14,6 +14,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from frostline.calibration import best_temperature
+from frostline.carrying import Carrier, Read, device_of
 from frostline.convolving import quick_convolutions
 from frostline.data import Rows
 from frostline.errors import PathChanged, WeightsDoNotFit
@@ -51,8 +52,10 @@ def tune(
     epoch and at its own end, which may lie within one. The best is the one with the lowest validation
     loss; the state before the first step is none of them where the recipe softens the head for training.
 
+    Where the live part is on a GPU, rows are read and copied there one batch ahead of the step that learns from them.
+
     Args:
-        live: The part above the cut; maps wires to outputs (B, K).
+        live: The part above the cut, on the device on which it is trained; maps wires to outputs (B, K).
         train: N rows to learn from. Epoch e reads view e - 1, modulo the number of views.
         valid: Rows that pick the best epoch.
         train_labels: (N,) class numbers.
@@ -195,7 +198,8 @@ class _Trainee:
         self.steps = len(_batches(samples, spec, 1))
         self.first, self.last = _span(spec, self.steps)
         self.listener = listener
-        self.device = next(live.parameters()).device
+        self.device = device_of(live)
+        self.carrier = Carrier(self.device)
         self.optimizer = optimizer_for(live, spec.recipe, head=head)
         self.peaks = [group["lr"] for group in self.optimizer.param_groups]
         self.average: dict[str, torch.Tensor] = {}
@@ -219,14 +223,15 @@ class _Trainee:
         note = f"depth {self.spec.depth}, epoch {epoch} of {math.ceil(self.last / self.steps)}"
         _train_mode(self.live, self.spec.recipe)
         factor, norms = 0.0, list[torch.Tensor]()
-        with _no_denormals(), _own_randomness(self.device):
-            for step in range(first + 1, last + 1):
-                batch = batches[(step - 1) % self.steps]
+        steps = range(first + 1, last + 1)
+        taken = [batches[(step - 1) % self.steps] for step in steps]
+        reads = [partial(_read, rows, labels, batch, view) for batch in taken]
+        with _no_denormals(), _own_randomness(self.device), self.carrier.ahead(reads) as given:
+            for step, batch, read in zip(steps, taken, given, strict=True):
                 factor = _factor(self.spec, self.steps, step)
                 for group, peak in zip(self.optimizer.param_groups, self.peaks, strict=True):
                     group["lr"] = peak * factor
-                read = partial(rows.read, batch.tolist(), view)
-                loss, norm = self._learn_from(read, labels[batch].to(self.device), step)
+                loss, norm = self._learn_from(read, step)
                 norms.append(norm)
                 self._follow(step)
                 total += loss * len(batch)
@@ -240,12 +245,11 @@ class _Trainee:
         rate = self.spec.recipe.learning_rate * factor
         return _Learnt(seen, float(total) / seen, rate, gradient_norm=float(mean), gradient_spread=float(spread))
 
-    def _learn_from(
-        self, read: Callable[[], tuple[torch.Tensor, ...]], labels: torch.Tensor, step: int
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+    def _learn_from(self, read: Read, step: int) -> tuple[torch.Tensor, torch.Tensor]:
         while True:
             # Live parts may write into what they are given, so a step that is taken again reads again.
-            inputs = self._here(read())
+            *given, labels = read()
+            inputs = tuple(given)
             self.quick = self.quick or quick_convolutions(self.live, inputs)
             _seed(_mixed(self.spec.seed, step), self.device)
             try:
@@ -290,19 +294,15 @@ class _Trainee:
         Without the temperature a network that goes on learning looks worse from the epoch on at which
         it is surer than it is right: on TrashNet the first epoch won at .822 where the sixth had .848.
         """
-        size, batches = self.spec.recipe.batch_size, []
+        size = self.spec.recipe.batch_size
+        starts = range(0, len(rows), size)
+        reads = [partial(rows.read, range(first, min(first + size, len(rows)))) for first in starts]
         self.live.eval()
-        with torch.no_grad(), self._averaged():
-            for first in range(0, len(rows), size):
-                inputs = self._here(rows.read(range(first, min(first + size, len(rows)))))
-                batches.append(self.live(*inputs).float().cpu())
-        outputs = torch.cat(batches)
+        with torch.no_grad(), self._averaged(), self.carrier.ahead(reads) as given:
+            outputs = torch.cat([self.live(*read()).float() for read in given]).cpu()
         _finite(float(F.cross_entropy(outputs, labels)), f"validation loss after epoch {step / self.steps:.3g}")
         losses = F.cross_entropy(outputs * best_temperature(outputs, labels), labels, reduction="none")
         return losses, outputs.argmax(dim=1) == labels
-
-    def _here(self, inputs: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
-        return tuple(tensor.to(self.device) for tensor in inputs)
 
 
 def optimizer_for(live: nn.Module, recipe: Recipe, *, head: str | None) -> torch.optim.AdamW:
@@ -328,7 +328,6 @@ def optimizer_for(live: nn.Module, recipe: Recipe, *, head: str | None) -> torch
         if parameter.requires_grad:
             in_head = head is not None and name.startswith(f"{head}.")
             groups.setdefault((in_head, parameter.ndim >= 2), []).append(parameter)
-    device = next(live.parameters()).device
     return torch.optim.AdamW(
         [
             {
@@ -338,7 +337,7 @@ def optimizer_for(live: nn.Module, recipe: Recipe, *, head: str | None) -> torch
             }
             for (in_head, is_weight), parameters in groups.items()
         ],
-        fused=device.type in ("cpu", "cuda"),
+        fused=device_of(live).type in ("cpu", "cuda"),
     )
 
 
@@ -365,7 +364,7 @@ def train_step(
     """
     optimizer = optimizer_for(live, recipe, head=head)
     _train_mode(live, recipe)
-    device = next(live.parameters()).device
+    device = device_of(live)
     quick = quick_convolutions(live, inputs)
 
     def step() -> None:
@@ -410,7 +409,13 @@ def _step(
     """Learn from one batch, which may be written into; gives the loss, and the norm of the gradient unclipped."""
     inputs, labels = batch
     with quick:
-        loss = F.cross_entropy(live(*inputs), labels)
+        if recipe.precision == "float32":
+            outputs = live(*inputs)
+        else:
+            # Weights, their gradients and the loss keep all their bits; the range of bfloat16 needs no scaled loss.
+            with torch.autocast(labels.device.type, torch.bfloat16):
+                outputs = live(*inputs).float()
+        loss = F.cross_entropy(outputs, labels)
     optimizer.zero_grad(set_to_none=True)
     torch.autograd.backward(loss)
     norm = nn.utils.clip_grad_norm_(
@@ -418,6 +423,11 @@ def _step(
     )
     optimizer.step()
     return loss.detach(), norm
+
+
+def _read(rows: Rows, labels: torch.Tensor, batch: torch.Tensor, view: int) -> tuple[torch.Tensor, ...]:
+    """The rows of a batch, and last their labels."""
+    return *rows.read(batch.tolist(), view), labels[batch]
 
 
 def _batches(samples: int, spec: TrialSpec, epoch: int) -> list[torch.Tensor]:

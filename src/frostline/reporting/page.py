@@ -502,6 +502,7 @@ def repeat(evidence: Evidence) -> Row:
                 ("learning rate", f"{rate(recipe.learning_rate)}, head {rate(recipe.head_learning_rate)}"),
                 ("schedule", f"{recipe.schedule}, warm-up over {100 * recipe.warmup:.0f} % of an epoch"),
                 ("batch", f"{recipe.batch_size} samples"),
+                ("precision of its passes", recipe.precision),
                 ("batch norm of the live part", f"{recipe.norm_mode} mode"),
                 ("views stored of each sample", str(evidence.plan.views)),
                 ("seed", str(evidence.plan.seed)),
