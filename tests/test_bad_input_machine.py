@@ -7,6 +7,7 @@ import sys
 
 import pytest
 import torch
+from torch import nn
 
 from frostline import features, files, filling
 from frostline.data import TensorSamples
@@ -30,6 +31,8 @@ class NothingFrozen:
 
     fingerprint = "nothing"
     wires = (Wire(name="x", shape=(2, 3, 8, 8), dtype="float32", order=(0, 1, 2, 3), bytes_per_sample=768),)
+
+    module = nn.Identity()
 
     def __call__(self, x):
         return (x,)
