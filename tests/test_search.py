@@ -144,8 +144,8 @@ def test_the_probe_picks_among_depths_of_about_the_same_cost():
     assert meant.candidates[1] == liked
 
 
-def test_default_epochs_take_about_four_hundred_steps():
-    assert plan_of(LITE, train=1237).budget.epochs == 11
+def test_default_epochs_take_about_six_hundred_steps():
+    assert plan_of(LITE, train=1237).budget.epochs == 16
     assert plan_of(LITE, train=100_000).budget.epochs == 4
     assert plan_of(LITE, train=64).budget.epochs == 60
 

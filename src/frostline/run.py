@@ -90,7 +90,7 @@ def fit(
         task: Network and labelled parts.
         depth: "auto" searches; a number, a negative number or a stage's name is taken as it is.
         budget: The most that the run may cost, in full fine-tunes.
-        epochs: Epochs of a full fine-tune; None takes about 400 steps' worth.
+        epochs: Epochs of a full fine-tune; None takes about 600 steps' worth.
         views: Stored views of each training sample; the first is the plain one.
         seed: Of the order of samples, dropout and augmentation.
         engine: What runs the frozen part: "torch", "openvino", "compile" (torch.compile), or "auto", which measures.
