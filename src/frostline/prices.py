@@ -1,6 +1,7 @@
 """What things cost: in full fine-tunes for decisions, in seconds and bytes for people to read."""
 
 import math
+from collections.abc import Iterable
 from typing import NamedTuple
 
 from frostline.records import Budget, CutGraph, Forecast, Rates, Recipe, Vote
@@ -50,11 +51,23 @@ class Race(NamedTuple):
         """Epochs of a lap; 0 where there is nothing to compare, and so no lap."""
         return 0.0 if len(self.depths) == len(self.rates) == 1 else self.epochs
 
-    def laps(self, budget: Budget) -> tuple[int, ...]:
-        """The depths of all laps, at most: a depth that costs next to nothing runs one, whatever the rate."""
-        if not self.first:
-            return ()
-        return tuple(d for d in self.depths for _ in (self.rates if budget.live_shares[d] > CHEAP else (None,)))
+    def laps(self, cheap: float, dear: float) -> float:
+        """What all first laps take at most, from what one of each depth takes, summed over the depths of either kind.
+
+        What costs next to nothing runs one lap, whatever the rate.
+        """
+        return cheap + len(self.rates) * dear
+
+
+def apart(budget: Budget, depths: Iterable[int]) -> tuple[list[int], list[int]]:
+    """Depths that cost next to nothing, and the others.
+
+    Example:
+        >>> apart(Budget(limit=1, reserve=0, epochs=9, race_epochs=1, live_shares=(1.0, 0.4, 0.01)), (0, 1, 2))
+        ([2], [0, 1])
+    """
+    cheap = [depth for depth in depths if budget.live_shares[depth] <= CHEAP]
+    return cheap, [depth for depth in depths if depth not in cheap]
 
 
 def head_scale(depth: int, max_depth: int) -> float:
@@ -82,14 +95,12 @@ def race_cost(budget: Budget, race: Race) -> float:
         >>> round(race_cost(budget, Race((1, 2), (1e-3, 3e-4), epochs=1)), 3)
         0.2
     """
-    half = race.epochs / 2
-    spent = budget.reserve
-    for depth in race.laps(budget):
-        if budget.live_shares[depth] > CHEAP:
-            spent += budget.cost(depth, half) + budget.cost(depth, half, half)
-        else:
-            spent += budget.cost(depth, race.epochs)
-    return spent
+    cheap, dear = apart(budget, race.depths)
+    half = race.first / 2
+    return budget.reserve + race.laps(
+        sum(budget.cost(depth, race.first) for depth in cheap),
+        sum(budget.cost(depth, half) + budget.cost(depth, half, half) for depth in dear),
+    )
 
 
 def most_cost(budget: Budget, race: Race, finish: float) -> float:
@@ -108,8 +119,7 @@ def most_cost(budget: Budget, race: Race, finish: float) -> float:
         >>> round(most_cost(budget, Race((1, 2), (1e-3, 3e-4), epochs=1), 5), 3)
         0.4
     """
-    cheap = [depth for depth in race.depths if budget.live_shares[depth] <= CHEAP]
-    dear = [depth for depth in race.depths if budget.live_shares[depth] > CHEAP]
+    cheap, dear = apart(budget, race.depths)
     spent = sum(budget.cost(depth, budget.epochs - race.first, race.first) for depth in cheap)
     first = min(finish, race.first)
     spent += max((budget.cost(depth, finish - first, first) for depth in dear), default=0.0)
@@ -275,7 +285,8 @@ class Prices:
         """Predicted seconds of the stores, the race and the dearest finish that the budget allows."""
         left = budget.limit - race_cost(budget, race)
         seconds = self.store_seconds(race.depths[-1])
-        seconds += sum(self.epoch_seconds(depth) * race.epochs for depth in race.laps(budget))
+        lap = (sum(self.epoch_seconds(depth) for depth in kind) for kind in apart(budget, race.depths))
+        seconds += race.first * race.laps(*lap)
         return seconds + max(
             self.epoch_seconds(depth) * affordable_epochs(left, depth, budget, race.first) for depth in race.depths
         )

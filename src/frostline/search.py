@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from frostline.amounts import interval, share
 from frostline.comparing import by_key, is_within, loss_gap
-from frostline.prices import CHEAP, Prices, Race, affordable_epochs, head_scale, most_cost
+from frostline.prices import CHEAP, Prices, Race, affordable_epochs, apart, head_scale, most_cost
 from frostline.records import Budget, CutGraph, Plan, Prior, Rates, Recipe, Trial, TrialSpec
 
 STEPS = 600
@@ -387,7 +387,7 @@ def _rungs(plan: Plan, done: Mapping[str, Trial]) -> Iterator[tuple[TrialSpec, .
     if len(plan.candidates) == len(plan.learning_rates) == 1:
         yield (_alone(plan, purse),)
         return
-    cheap, dear = _apart(budget, plan.candidates)
+    cheap, dear = apart(budget, plan.candidates)
     heats: dict[float, list[_Lap]] = {}
     half = budget.race_epochs / 2
     for rates in (plan.learning_rates[:2], *((rate,) for rate in plan.learning_rates[2:])):
@@ -398,9 +398,9 @@ def _rungs(plan: Plan, done: Mapping[str, Trial]) -> Iterator[tuple[TrialSpec, .
         yield rung
         laps = [_Lap(early[str(spec.parent)], done[spec.key]) for spec in rung if not done[spec.key].failure]
         heats |= {rate: [lap for lap in laps if lap.late.spec.recipe.learning_rate == rate] for rate in rates}
-        if _best_rate(heats) != rates[-1]:
+        best = _best_rate(heats)
+        if best != rates[-1]:
             break
-    best = _best_rate(heats)
     rung = purse.pay(_begun(plan, depth, best or SAFE_RATE, budget.race_epochs) for depth in cheap)
     yield rung
     heads = [done[spec.key] for spec in rung if not done[spec.key].failure]
@@ -444,12 +444,6 @@ def _begun(plan: Plan, depth: int, rate: float, epochs: float) -> TrialSpec:
 def _started(plan: Plan, depth: int, epochs: float, **recipe: float | str) -> TrialSpec:
     recipe["head_scale"] = head_scale(depth, len(plan.budget.live_shares) - 1)
     return TrialSpec(depth=depth, recipe=plan.recipe.model_copy(update=recipe), seed=plan.seed, epochs=epochs)
-
-
-def _apart(budget: Budget, depths: Iterable[int]) -> tuple[list[int], list[int]]:
-    """Depths that cost next to nothing, and the others."""
-    cheap = [depth for depth in depths if budget.live_shares[depth] <= CHEAP]
-    return cheap, [depth for depth in depths if depth not in cheap]
 
 
 def _alone(plan: Plan, purse: _Purse) -> TrialSpec:
