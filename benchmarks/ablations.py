@@ -15,7 +15,6 @@ trained, fewer samples. Rows are kept under FOLDER; started again, it goes on wh
 
 import argparse
 import base64
-import datetime
 import json
 import os
 import random
@@ -33,12 +32,12 @@ import torch
 from regret import RESULTS, TRUTH, bootstrap, hits_of, regret, truth_of, worth
 from rivals import share_of
 from safetensors.torch import load_file, save_file
+from stamps import stamp
 from tasks import TASKS
 from torch import nn
 from truth import BATCH, SEEDS, Bench, arm_of, bits, opened, rows_in, spec_of
 
 import frostline as fl
-from frostline.claims import machine
 from frostline.comparing import paired
 from frostline.probing import Pooled, ridge
 from frostline.records import TrialSpec
@@ -526,10 +525,6 @@ def train_all(task: str, work: Path, file: Path, jobs: int) -> None:
             print(f"{time.perf_counter() - began:.0f} s: {row['key']}: test {row.get('test_accuracy')}", flush=True)
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text(json.dumps({"task": task, "rows": rows_in(rows), **stamp()}, indent=1))
-
-
-def stamp() -> dict[str, Any]:
-    return {"machine": dict(machine()), "frostline": fl.__version__, "date": str(datetime.date.today())}
 
 
 def main() -> None:

@@ -22,7 +22,6 @@ stopped; a small trial is
 """
 
 import argparse
-import datetime
 import json
 import statistics
 import time
@@ -34,11 +33,11 @@ from typing import Any
 
 import torch
 from safetensors.torch import load_file
+from stamps import stamp
 from torch import nn
 from torch.nn import functional as F
 
 import frostline as fl
-from frostline.claims import machine
 from frostline.convolving import quick_convolutions
 from frostline.copies import copy_of
 from frostline.features import FeatureStore
@@ -430,9 +429,7 @@ def main() -> None:
         "seed": SEED,
         "repeats": options.repeats,
         "networks": networks,
-        "machine": dict(machine()),
-        "frostline": fl.__version__,
-        "date": str(datetime.date.today()),
+        **stamp(),
     }
     options.json.parent.mkdir(parents=True, exist_ok=True)
     options.json.write_text(json.dumps(found, indent=1) + "\n")

@@ -11,7 +11,6 @@ fine-tunes, by counted operations and by seconds. Started again, it goes on wher
 """
 
 import argparse
-import datetime
 import json
 import random
 import statistics
@@ -22,10 +21,10 @@ from typing import Any, NamedTuple
 import numpy as np
 import rivals
 import torch
+from stamps import stamp
 from tasks import TASKS, load
 
 import frostline as fl
-from frostline.claims import machine
 
 RESULTS = Path(__file__).parent / "results"
 TRUTH, RIVALS = RESULTS / "truth", RESULTS / "rivals"
@@ -242,9 +241,7 @@ def main() -> None:
     found = {
         "rows": rows,
         "rival_rows": others,
-        "machine": dict(machine()),
-        "frostline": fl.__version__,
-        "date": str(datetime.date.today()),
+        **stamp(),
         **summary(rows, others),
     }
     options.json.write_text(json.dumps(found, indent=1))

@@ -24,7 +24,6 @@ codes, the optimizer keeps its state when rates or depth change, and AutoFreeze'
 """
 
 import argparse
-import datetime
 import json
 import random
 import time
@@ -35,6 +34,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from stamps import stamp
 from tasks import IMAGE_SIZE, SPLIT_SEED, TASKS
 from torch import nn
 from torch.nn import functional as F
@@ -42,7 +42,6 @@ from truth import SEEDS, Bench, bits, compact, rows_in, spec_of
 
 import frostline as fl
 from frostline.calibration import best_temperature
-from frostline.claims import machine
 from frostline.copies import copy_of
 from frostline.scoring import outputs_of
 from frostline.search import LEARNING_RATES
@@ -408,9 +407,7 @@ def main() -> None:
         "epochs": bench.epochs,
         "max_depth": bench.graph.max_depth,
         "rows": sorted(rows_in(file), key=lambda row: (row["rival"], row["seed"])),
-        "machine": dict(machine()),
-        "frostline": fl.__version__,
-        "date": str(datetime.date.today()),
+        **stamp(),
     }
     options.json.parent.mkdir(parents=True, exist_ok=True)
     options.json.write_text(compact(found))

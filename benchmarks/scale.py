@@ -27,7 +27,6 @@ Started again, it goes on where it stopped. A small trial is
 """
 
 import argparse
-import datetime
 import json
 import math
 import os
@@ -45,9 +44,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from stamps import stamp
 
 import frostline as fl
-from frostline.claims import machine
 from frostline.engines import Compiled, compiled, pick
 from frostline.features import FeatureStore, open_store
 from frostline.records import Recipe, Trial, TrialSpec
@@ -401,9 +400,7 @@ def main() -> None:
         "repeats": options.repeats,
         "seed": SEED,
         "phases": phases,
-        "machine": dict(machine()),
-        "frostline": fl.__version__,
-        "date": str(datetime.date.today()),
+        **stamp(),
     }
     options.json.parent.mkdir(parents=True, exist_ok=True)
     options.json.write_text(json.dumps(found, indent=1) + "\n")

@@ -35,7 +35,6 @@ epochs.
 """
 
 import argparse
-import datetime
 import itertools
 import json
 import shutil
@@ -47,13 +46,13 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from stamps import stamp
 from torch import nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset
 
 import frostline as fl
 from frostline.calibration import best_temperature
-from frostline.claims import machine
 from frostline.copies import copy_of
 from frostline.engines import Compiled, compiled, pick
 from frostline.features import FeatureStore
@@ -410,9 +409,7 @@ def main() -> None:
         "seed": SEED,
         "split_seed": SPLIT_SEED,
         "rows": list(ledger.rows.values()),
-        "machine": dict(machine()),
-        "frostline": fl.__version__,
-        "date": str(datetime.date.today()),
+        **stamp(),
     }
     options.json.parent.mkdir(parents=True, exist_ok=True)
     options.json.write_text(json.dumps(found, indent=1) + "\n")

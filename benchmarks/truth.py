@@ -14,7 +14,6 @@ thread each where there are as many as cores.
 
 import argparse
 import base64
-import datetime
 import json
 import multiprocessing
 import os
@@ -27,10 +26,10 @@ from typing import Any
 
 import numpy as np
 import torch
+from stamps import stamp
 from tasks import IMAGE_SIZE, SPLIT_SEED, TASKS, load
 
 import frostline as fl
-from frostline.claims import machine
 from frostline.copies import copy_of
 from frostline.prices import head_scale
 from frostline.probing import Pooled
@@ -299,9 +298,7 @@ def main() -> None:
             rows_in(rows),
             key=lambda row: (row["depth"], row["epochs"], row["norm_mode"], row["seed"], row["learning_rate"]),
         ),
-        "machine": dict(machine()),
-        "frostline": fl.__version__,
-        "date": str(datetime.date.today()),
+        **stamp(),
         "seconds": round(time.perf_counter() - began),
     }
     to = options.json or Path(__file__).parent / "results" / "truth" / f"{options.task}.json"
