@@ -58,13 +58,15 @@ class Search:
 
     Args:
         targets: Live shares at which it looks, beside the deepest depth.
-        rates: Learning rates that are raced, from the largest, while a smaller one wins.
+        rates: Learning rates that are raced: the two largest, and smaller ones while these are ahead clearly.
+        clear: Standard errors by which a smaller rate than these two has to be ahead.
         alone: Whether rates are raced at the middle depth alone, and not at every depth.
         trend: Rates are judged by what the loss would be after so many times the fall of the second half of the lap.
         mark: Steps of a lap.
         second: Steps after which the two ahead are compared again where two errors do not tell them apart, or None.
         judge: What an arm is ahead by: "loss" or "accuracy".
         tie: Standard errors within which another arm than the leader is taken.
+        own: Whether a depth is judged by the best of its rates, and not by the one that is taken.
         last_tie: The same for the winner and head only, both trained to the end.
         deeper: Whether a tie goes to the deeper of two, and not to the shallower.
         votes: A vote that names the depth in place of a race, or None.
@@ -73,12 +75,14 @@ class Search:
 
     targets: tuple[float, ...] = LIVE_TARGETS
     rates: tuple[float, ...] = LEARNING_RATES
+    clear: float = 2.0
     alone: bool = False
     trend: float = 1.0
     mark: int = 40
     second: int | None = None
     judge: str = "loss"
-    tie: float = 1.0
+    tie: float = 2.0
+    own: bool = True
     last_tie: float = 1.0
     deeper: bool = False
     votes: str | None = None
@@ -92,7 +96,9 @@ SEARCHES = {
     "the leader, without ties": Search(tie=0.0, last_tie=0.0),
     "the leader of the race": Search(tie=0.0),
     "the more accurate at last": Search(last_tie=0.0),
-    "the shallower within two errors": Search(tie=2.0),
+    "the shallower within one error": Search(tie=1.0),
+    "depths judged at the rate taken": Search(own=False),
+    "the same, within one error": Search(own=False, tie=1.0),
     "laps of 20 steps": Search(mark=20),
     "laps of 80 steps": Search(mark=80),
     "a second lap of the two ahead": Search(second=80),
@@ -100,6 +106,7 @@ SEARCHES = {
     "rates by their loss at the end of the lap": Search(trend=0.0),
     "rates by half of their trend": Search(trend=0.5),
     "rates by three times their trend": Search(trend=3.0),
+    "the smallest rate by its lowest promise": Search(clear=0.0),
     "one rate, the largest": Search(rates=LEARNING_RATES[:1]),
     "one rate, the middle one": Search(rates=LEARNING_RATES[1:2]),
     "two depths": Search(targets=(0.9,)),
@@ -172,8 +179,8 @@ def play(search: Search, truth: Truth) -> Played:
         return voted(search.votes, asked)
     inner = [depth for depth in asked.depths if depth != asked.deepest]
     arms = sorted({min(inner, key=lambda depth: abs(asked.live(depth) - target)) for target in search.targets})
-    rate, cost = rate_of(search, asked, arms)
-    looks = {depth: asked.at(depth, rate, search.mark) for depth in arms}
+    rate, cost, raced = rate_of(search, asked, arms)
+    looks = {depth: best_look(asked, depth, raced if search.own else (rate,), search) for depth in arms}
     standing = {depth: look for depth, look in looks.items() if look}
     lap = search.mark
     if search.second and len(standing) > 1:
@@ -197,33 +204,52 @@ def fixed(asked: Answers) -> float:
     return 0.05 + 2 / (3 * asked.truth["epochs"])
 
 
-def rate_of(search: Search, asked: Answers, arms: Sequence[int]) -> tuple[float, float]:
-    """The rate that wins, at the middle depth or on average over all, and what all first laps cost."""
+def best_look(asked: Answers, depth: int, rates: Sequence[float], search: Search) -> Mapping[str, Any] | None:
+    """The look at the end of the lap at which this depth is best."""
+    looks = [look for rate in rates if (look := asked.at(depth, rate, search.mark))]
+    return min(looks, key=lambda look: level(look, search.judge), default=None)
+
+
+def rate_of(search: Search, asked: Answers, arms: Sequence[int]) -> tuple[float, float, tuple[float, ...]]:
+    """The rate that wins, at the middle depth or on average over all, what all first laps cost, and all their rates."""
     racing = [arms[len(arms) // 2]] if search.alone else list(arms)
     lap, cost = sum(asked.live(depth) for depth in racing) * search.mark / asked.steps, 0.0
-    best: tuple[float, float] | None = None
+    best, held, raced = search.rates[0], None, ()
     for number, rate in enumerate(search.rates):
-        looks = [(asked.at(depth, rate, search.mark // 2), asked.at(depth, rate, search.mark)) for depth in racing]
+        raced += (rate,)
         cost += lap
-        found = statistics.fmean(promise(search, *pair) for pair in looks)
-        if best is None or found < best[0]:
-            best = found, rate
-        elif number:
+        found = promises(search, asked, racing, rate)
+        if held is None:
+            held = found
+            continue
+        difference, error = paired(held, found)
+        if difference > (search.clear * error if number > 1 else 0.0):
+            best, held = rate, found
+        if not difference > search.clear * error:
             break
-    assert best is not None
     rest = sum(asked.live(depth) for depth in arms if depth not in racing) * search.mark / asked.steps
-    return best[1], cost + rest
+    return best, cost + rest, (best,) if search.alone else raced
 
 
-def promise(search: Search, early: Mapping[str, Any] | None, late: Mapping[str, Any] | None) -> float:
-    if not early or not late:
-        return float("inf")
-    before, after = level(early, search.judge), level(late, search.judge)
-    return after - search.trend * (before - after)
+def promises(search: Search, asked: Answers, depths: Sequence[int], rate: float) -> list[float]:
+    """By sample, the loss after the trend, on average over the depths; above all others where one failed."""
+    columns = []
+    for depth in depths:
+        looks = [asked.at(depth, rate, mark) for mark in (search.mark // 2, search.mark)]
+        if not all(looks):
+            return [1e3] * len(asked.truth["rows"][0]["valid_hits"])
+        before, after = (np.array(figures(look, search.judge)) for look in looks if look)
+        columns.append(after - search.trend * (before - after))
+    return np.mean(columns, axis=0).tolist()
+
+
+def figures(look: Mapping[str, Any], judge: str) -> Sequence[float]:
+    """By sample: its loss, or how wrong it is."""
+    return losses_of(look) if judge == "loss" else [1.0 - right for right in rights_of(look)]
 
 
 def level(look: Mapping[str, Any], judge: str) -> float:
-    return statistics.fmean(losses_of(look)) if judge == "loss" else -statistics.fmean(rights_of(look))
+    return statistics.fmean(figures(look, judge))
 
 
 def ahead(standing: Mapping[int, Mapping[str, Any]], search: Search) -> int:

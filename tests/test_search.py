@@ -200,6 +200,49 @@ def test_smaller_learning_rates_are_tried_only_while_they_win():
 
     assert raced({1e-3: 0.2, 3e-4: 0.5, 1e-4: 0.1}) == [list(LEARNING_RATES[:2])] * 2
     assert raced({1e-3: 0.5, 3e-4: 0.2, 1e-4: 0.1}) == [list(LEARNING_RATES)] * 2
+    # Trials of different specs have noise of their own: .2 nats on 400 samples.
+    assert raced({1e-3: 0.503, 3e-4: 0.5, 1e-4: 0.1}) == [list(LEARNING_RATES[:2])] * 2
+
+
+@pytest.mark.parametrize(("smallest", "wins"), [(0.98, 3e-4), (0.9, 1e-4)])
+def test_the_smallest_rate_is_taken_only_where_two_standard_errors_ahead(smallest, wins):
+    meant = plan_of(LITE)
+    losses = {1e-3: (1.5, 1.5), 3e-4: (1.0, 1.0), 1e-4: (smallest + 0.3, smallest - 0.3)}
+
+    def outcome(spec):
+        own = losses[spec.recipe.learning_rate] if spec.depth != LITE.max_depth else (2.0, 2.0)
+        return Trial(spec=spec, losses=own * 200, hits=(True,) * 400, weights="w")
+
+    trials = carried_out(LITE, meant, outcome)
+
+    assert {trial.spec.recipe.learning_rate for trial in finishes(trials)} == {wins}
+
+
+def test_where_the_two_largest_rates_fail_a_smaller_one_is_tried():
+    meant = plan_of(LITE)
+
+    trials = carried_out(
+        LITE, meant, lambda spec: trial_of(spec, 0.3, failure="nan" if spec.recipe.learning_rate > 1e-4 else None)
+    )
+
+    assert {trial.spec.depth for trial in finishes(trials)} == {meant.candidates[0], LITE.max_depth}
+    assert {trial.spec.recipe.learning_rate for trial in finishes(trials)} == {1e-4}
+
+
+def test_a_depth_counts_by_the_best_of_its_rates():
+    meant = plan_of(LITE)
+    shallow, middle, _ = meant.candidates
+    losses = {(shallow, 1e-3): 0.6, (shallow, 3e-4): 0.4, (middle, 1e-3): 0.3, (middle, 3e-4): 0.9}
+
+    def raced(better):
+        given = losses | {(middle, 1e-3): better}
+        trials = carried_out(
+            LITE, meant, lambda spec: trial_of(spec, given.get((spec.depth, spec.recipe.learning_rate), 2))
+        )
+        return {(trial.spec.depth, trial.spec.recipe.learning_rate) for trial in finishes(trials)}
+
+    assert raced(0.41) == {(shallow, 1e-3), (LITE.max_depth, 1e-3)}
+    assert raced(0.3) == {(middle, 1e-3), (LITE.max_depth, 1e-3)}
 
 
 def test_the_rate_is_the_one_that_suits_the_depths_best_on_average():
@@ -300,10 +343,11 @@ def test_the_best_arm_and_head_only_go_on():
     assert finishers([0.4, 0.2, 0.5]) == [1, 2]
 
 
-@pytest.mark.parametrize(("shallow", "goes_on"), [((1.03, 0.972), 0), ((1.03, 1.03), 1)])
-def test_the_shallowest_arm_that_is_within_one_standard_error_goes_on(shallow, goes_on):
+@pytest.mark.parametrize(("behind", "goes_on"), [(0.058, 0), (0.062, 1)])
+def test_the_shallowest_arm_that_is_within_two_standard_errors_goes_on(behind, goes_on):
     meant = plan_of(LITE)
-    # The first arm's mean is 0.001 above the second's, less than the standard error of their difference, or 0.03.
+    # The standard error of the difference between the first two is .03.
+    shallow = 1 + behind + 0.6, 1 + behind - 0.6
     losses = dict(zip(meant.candidates, [shallow, (1.0, 1.0), (1.5, 1.5)], strict=True))
 
     trials = carried_out(

@@ -245,8 +245,18 @@ def test_a_start_with_a_softened_head_is_scored_and_never_the_best(tmp_path):
     assert trial.loss == pytest.approx(min(point.valid_loss for point in later))
 
 
-def test_a_rung_of_no_steps_leaves_the_start_even_with_a_softened_head(tmp_path):
-    trial, _ = run(spec_of(0, head_scale=0.3), tmp_path)
+@pytest.mark.parametrize(
+    ("recipe", "begins"), [({}, 0), ({"head_scale": 0.3}, 1), ({"head_scale": 0.3, "averaging": 0}, 0)]
+)
+def test_an_arm_whose_start_cannot_be_its_best_is_not_scored_there(tmp_path, recipe, begins):
+    trial, _ = run(spec_of(2, **({"schedule": "constant", "averaging": 0.9} | recipe)), tmp_path)
+
+    assert [point.epoch for point in trial.curve] == list(range(begins, 3))
+
+
+@pytest.mark.parametrize("averaging", [0.0, 0.9])
+def test_a_rung_of_no_steps_leaves_the_start_even_with_a_softened_head(tmp_path, averaging):
+    trial, _ = run(spec_of(0, head_scale=0.3, averaging=averaging), tmp_path)
 
     assert (trial.best_epoch, len(trial.losses)) == (0, SAMPLES)
 

@@ -150,7 +150,7 @@ def affordable_epochs(left: float, depth: int, budget: Budget, first: float) -> 
     return 0.0
 
 
-_PARTS = 20
+_PARTS = 100
 
 
 class Prices:

@@ -89,6 +89,7 @@ def probe(
     depths = [depth for depth in graph.open_depths if depth]
     votes: list[Vote] = []
     best: list[tuple[Vote, torch.Tensor]] = []
+    fit: RidgeFit | None = None
     for depth, pooled in watched(
         zip(depths, features, strict=False), listener, "probe", total=len(depths), note="votes", unit="depths"
     ):
@@ -97,7 +98,8 @@ def probe(
         best = sorted([*best, (votes[-1], fit.left_out)], key=lambda pair: -pair[0].accuracy)[:WITNESSES]
     head, temperature = None, 1.0
     if graph.head is not None:
-        fit = ridge(features[-1], targets)
+        if fit is None or not torch.equal(features[len(depths) - 1], features[-1]):
+            fit = ridge(features[-1], targets)
         temperature = best_temperature(fit.left_out, labels)
         tensors = {"weight": (fit.weight * temperature).float(), "bias": (fit.bias * temperature).float()}
         head = f"{of_tensors(tensors.items())}.safetensors"

@@ -48,9 +48,10 @@ def tune(
     The live part is trained in place and holds the best weights when the call returns. Everything
     random follows from the seed and the number of the step, counted over all parents: two rungs
     of two and three epochs at a constant rate give the same bits as one rung of five, and every
-    depth sees the same mini-batches. A rung is scored before its first step, at each end of an
-    epoch and at its own end, which may lie within one. The best is the one with the lowest validation
-    loss; the state before the first step is none of them where the recipe softens the head for training.
+    depth sees the same mini-batches. A rung is scored at each end of an epoch and at its own end, which
+    may lie within one. A training is scored before its first step, too; the arms of a race, whose weights are
+    averaged, only where that can be their best. The best is the one with the lowest validation loss; the
+    state before the first step is none of them where the recipe softens the head for training.
 
     Where the live part is on a GPU, rows are read and copied there one batch ahead of the step that learns from them.
 
@@ -207,7 +208,8 @@ class _Trainee:
 
     def laps(self) -> Iterator[tuple[int, int]]:
         """Steps after which the rung is scored, as (from, to): the start of a chain, each end of an epoch, the end."""
-        if self.spec.parent is None:
+        is_arm = self.spec.recipe.averaging and self.spec.recipe.head_scale != 1 and self.last > self.first
+        if self.spec.parent is None and not is_arm:
             yield self.first, self.first
         begin = self.first
         while begin < self.last:
