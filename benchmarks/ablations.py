@@ -61,6 +61,7 @@ class Search:
         rates: Learning rates that are raced: the two largest, and smaller ones while these are ahead clearly.
         clear: Standard errors by which a smaller rate than these two has to be ahead.
         alone: Whether rates are raced at the middle depth alone, and not at every depth.
+        shared: Whether the rate is the best of all depths on average, and not that of the depth that goes on.
         trend: Rates are judged by what the loss would be after so many times the fall of the second half of the lap.
         mark: Steps of a lap.
         second: Steps after which the two ahead are compared again where two errors do not tell them apart, or None.
@@ -77,6 +78,7 @@ class Search:
     rates: tuple[float, ...] = LEARNING_RATES
     clear: float = 2.0
     alone: bool = False
+    shared: bool = False
     trend: float = 1.0
     mark: int = 40
     second: int | None = None
@@ -97,7 +99,8 @@ SEARCHES = {
     "the leader of the race": Search(tie=0.0),
     "the more accurate at last": Search(last_tie=0.0),
     "the shallower within one error": Search(tie=1.0),
-    "depths judged at the rate taken": Search(own=False),
+    "the rate that suits all depths on average": Search(shared=True),
+    "depths judged at that rate": Search(own=False),
     "the same, within one error": Search(own=False, tie=1.0),
     "laps of 20 steps": Search(mark=20),
     "laps of 80 steps": Search(mark=80),
@@ -179,19 +182,23 @@ def play(search: Search, truth: Truth) -> Played:
         return voted(search.votes, asked)
     inner = [depth for depth in asked.depths if depth != asked.deepest]
     arms = sorted({min(inner, key=lambda depth: abs(asked.live(depth) - target)) for target in search.targets})
-    rate, cost, raced = rate_of(search, asked, arms)
-    looks = {depth: best_look(asked, depth, raced if search.own else (rate,), search) for depth in arms}
+    racing = [arms[len(arms) // 2]] if search.alone else arms
+    raced, cost = rates_of(search, asked, arms, racing)
+    common = rate_for(search, asked, racing, raced)
+    judged = raced if search.own and not search.alone else (common,)
+    looks = {depth: best_look(asked, depth, judged, search.mark, search.judge) for depth in arms}
     standing = {depth: look for depth, look in looks.items() if look}
     lap = search.mark
     if search.second and len(standing) > 1:
         first, second = sorted(standing, key=lambda depth: level(standing[depth], search.judge))[:2]
         difference, error = behind(standing[second], standing[first], search.judge)
         if difference <= 2 * error:
-            again = {depth: asked.at(depth, rate, search.second) for depth in (first, second)}
+            again = {depth: best_look(asked, depth, judged, search.second, search.judge) for depth in (first, second)}
             standing = {depth: look for depth, look in again.items() if look} or standing
             cost += (asked.live(first) + asked.live(second)) * (search.second - search.mark) / asked.steps
             lap = search.second
     winner = ahead(standing, search)
+    rate = common if search.alone or search.shared or not search.own else rate_for(search, asked, [winner], raced)
     left = max(0.0, USUAL_LIMIT - cost - fixed(asked))
     share = min(1.0, left / max(asked.live(winner), 1e-9) + (lap / asked.steps if search.goes_on else 0.0))
     cost += asked.live(winner) * (share - (lap / asked.steps if search.goes_on else 0.0)) + fixed(asked)
@@ -204,31 +211,38 @@ def fixed(asked: Answers) -> float:
     return 0.05 + 2 / (3 * asked.truth["epochs"])
 
 
-def best_look(asked: Answers, depth: int, rates: Sequence[float], search: Search) -> Mapping[str, Any] | None:
-    """The look at the end of the lap at which this depth is best."""
-    looks = [look for rate in rates if (look := asked.at(depth, rate, search.mark))]
-    return min(looks, key=lambda look: level(look, search.judge), default=None)
+def best_look(asked: Answers, depth: int, rates: Sequence[float], mark: int, judge: str) -> Mapping[str, Any] | None:
+    """The look after that many steps at which this depth is best."""
+    looks = [look for rate in rates if (look := asked.at(depth, rate, mark))]
+    return min(looks, key=lambda look: level(look, judge), default=None)
 
 
-def rate_of(search: Search, asked: Answers, arms: Sequence[int]) -> tuple[float, float, tuple[float, ...]]:
-    """The rate that wins, at the middle depth or on average over all, what all first laps cost, and all their rates."""
-    racing = [arms[len(arms) // 2]] if search.alone else list(arms)
+def rates_of(
+    search: Search, asked: Answers, arms: Sequence[int], racing: Sequence[int]
+) -> tuple[tuple[float, ...], float]:
+    """The rates that are tried, and what all first laps cost: a third only where the second is clearly ahead."""
     lap, cost = sum(asked.live(depth) for depth in racing) * search.mark / asked.steps, 0.0
-    best, held, raced = search.rates[0], None, ()
-    for number, rate in enumerate(search.rates):
-        raced += (rate,)
+    raced: tuple[float, ...] = ()
+    for rate in search.rates:
         cost += lap
-        found = promises(search, asked, racing, rate)
-        if held is None:
-            held = found
-            continue
+        raced += (rate,)
+        if len(raced) > 1:
+            larger, smaller = (promises(search, asked, racing, each) for each in raced[-2:])
+            difference, error = paired(larger, smaller)
+            if not difference > search.clear * error:
+                break
+    return raced, cost + sum(asked.live(depth) for depth in arms if depth not in racing) * search.mark / asked.steps
+
+
+def rate_for(search: Search, asked: Answers, depths: Sequence[int], raced: Sequence[float]) -> float:
+    """The rate that promises these depths most on average; a third only where it is clearly ahead."""
+    best, held = raced[0], promises(search, asked, depths, raced[0])
+    for number, rate in enumerate(raced[1:], 1):
+        found = promises(search, asked, depths, rate)
         difference, error = paired(held, found)
         if difference > (search.clear * error if number > 1 else 0.0):
             best, held = rate, found
-        if not difference > search.clear * error:
-            break
-    rest = sum(asked.live(depth) for depth in arms if depth not in racing) * search.mark / asked.steps
-    return best, cost + rest, (best,) if search.alone else raced
+    return best
 
 
 def promises(search: Search, asked: Answers, depths: Sequence[int], rate: float) -> list[float]:

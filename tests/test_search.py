@@ -241,35 +241,43 @@ def test_a_depth_counts_by_the_best_of_its_rates():
         )
         return {(trial.spec.depth, trial.spec.recipe.learning_rate) for trial in finishes(trials)}
 
-    assert raced(0.41) == {(shallow, 1e-3), (LITE.max_depth, 1e-3)}
+    assert raced(0.41) == {(shallow, 3e-4), (LITE.max_depth, 3e-4)}
     assert raced(0.3) == {(middle, 1e-3), (LITE.max_depth, 1e-3)}
 
 
-def test_the_rate_is_the_one_that_suits_the_depths_best_on_average():
+@pytest.mark.parametrize(
+    ("middle_at", "goes_on"), [({1e-3: 0.9, 3e-4: 0.6}, "shallow"), ({1e-3: 0.1, 3e-4: 0.6}, "middle")]
+)
+def test_the_rate_is_the_one_that_suits_the_depth_that_goes_on(middle_at, goes_on):
     meant = plan_of(LITE)
     shallow, middle, deepest = meant.candidates
-    losses = {(shallow, 1e-3): 0.4, (shallow, 3e-4): 0.3, (middle, 1e-3): 0.4, (middle, 3e-4): 0.6}
+    losses = {(shallow, 1e-3): 0.4, (shallow, 3e-4): 0.3} | {(middle, rate): at for rate, at in middle_at.items()}
+    depth, rate = {"shallow": (shallow, 3e-4), "middle": (middle, 1e-3)}[goes_on]
 
     trials = carried_out(
         LITE, meant, lambda spec: trial_of(spec, losses.get((spec.depth, spec.recipe.learning_rate), 1))
     )
 
-    assert {trial.spec.recipe.learning_rate for trial in finishes(trials)} == {1e-3}
-    assert {trial.spec.recipe.learning_rate for trial in trials if trial.spec.depth == deepest} == {1e-3}
+    assert {(trial.spec.depth, trial.spec.recipe.learning_rate) for trial in finishes(trials)} == {
+        (depth, rate),
+        (deepest, rate),
+    }
 
 
-def test_a_rate_at_which_fewer_depths_stand_is_out_however_low_its_loss():
+def test_a_depth_that_fails_at_one_rate_goes_on_at_another():
     meant = plan_of(LITE)
     shallow, *_ = meant.candidates
 
     def outcome(spec):
         fails = spec.depth == shallow and spec.recipe.learning_rate == 1e-3
-        low = 0.1 if spec.recipe.learning_rate == 1e-3 else 0.5 + spec.depth / 50
-        return trial_of(spec, low, failure="nan" if fails else None)
+        return trial_of(spec, 0.5 + spec.depth / 50, failure="nan" if fails else None)
 
     trials = carried_out(LITE, meant, outcome)
 
-    assert shallow in {trial.spec.depth for trial in finishes(trials)}
+    assert {(trial.spec.depth, trial.spec.recipe.learning_rate) for trial in finishes(trials)} == {
+        (shallow, 3e-4),
+        (LITE.max_depth, 3e-4),
+    }
 
 
 def test_labels_in_doubt_are_counted_before_anything_is_paid():
@@ -368,8 +376,8 @@ def test_of_arms_with_one_loss_the_shallower_goes_on():
     assert {trial.spec.depth for trial in finishes(trials)} == {meant.candidates[0], meant.candidates[2]}
 
 
-def test_head_only_goes_on_alone_where_it_is_clearly_ahead():
-    assert finishers([0.6, 0.5, 0.1]) == [2]
+def test_an_arm_goes_on_even_where_head_only_is_far_ahead_so_early():
+    assert finishers([0.6, 0.5, 0.1]) == [1, 2]
 
 
 def test_the_winner_goes_on_from_its_race():

@@ -1,6 +1,6 @@
 """The choice: which depth is kept, by which rule, against which rivals, and why in words."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Container, Iterable, Sequence
 from typing import NamedTuple
 
 from frostline.amounts import interval
@@ -83,21 +83,31 @@ class _Duel(NamedTuple):
     peer: Trial
 
 
-def _furthest(trials: Iterable[Trial]) -> list[Trial]:
-    """The trial of each depth that was trained longest, by depth; of two, the one with the lower loss."""
+def _furthest(trials: Sequence[Trial]) -> list[Trial]:
+    """By depth the trial that was trained longest; of two, the one that was to go on, else the lower loss."""
+    continued = _continued(trials)
     best: dict[int, Trial] = {}
     for trial in sorted(trials, key=lambda trial: trial.spec.key):
         if trial.failure or not trial.losses:
             continue
         held = best.get(trial.spec.depth)
-        if held is None or (-trial.epochs, trial.loss) < (-held.epochs, held.loss):
+        if held is None or _rank(trial, continued) < _rank(held, continued):
             best[trial.spec.depth] = trial
     return [best[depth] for depth in sorted(best)]
 
 
+def _rank(trial: Trial, continued: Container[str | None]) -> tuple[float, bool, float]:
+    return -trial.epochs, trial.spec.key not in continued, trial.loss
+
+
+def _continued(trials: Iterable[Trial]) -> set[str | None]:
+    """Keys of the trials whose last training was begun, though it may have failed."""
+    return {trial.spec.parent for trial in trials if _is_finish(trial)}
+
+
 def _finished(arms: Sequence[Trial], trials: Iterable[Trial]) -> Sequence[Trial]:
     """Those whose rate was brought down to zero, or was to be; an arm that left the race early is no candidate."""
-    continued = {trial.spec.parent for trial in trials if _is_finish(trial)}
+    continued = _continued(trials)
     return [trial for trial in arms if _is_finish(trial) or trial.spec.key in continued] or arms
 
 

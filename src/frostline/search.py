@@ -1,8 +1,8 @@
 """Choosing the depth: the plan, and the strategy that spends the budget.
 
 The strategy is a pure function of what has happened. It races a few well separated depths, each
-at a few learning rates, takes the rate that suits them best on average, and lets the best depth
-at that rate go on to the end without a restart.
+at a few learning rates, and lets the best depth go on to the end without a restart, at the rate
+that suits it best.
 """
 
 import math
@@ -334,13 +334,11 @@ def strategy(
     """Say what to run next; empty when the search is done.
 
     Every depth that trains more than the head runs a lap at the two largest learning rates, and at
-    smaller ones while these are ahead by two standard errors. It is scored half-way and at its end; the
-    rate with the lowest validation loss after another lap, if it falls by as much again as in the second
-    half, on average over the depths, is everybody's. All see the same mini-batches and are scored by an
-    average of their weights. Of the depths at that rate the shallowest goes on whose best lap is within two
-    paired standard errors of the lowest loss, without a restart, its rate brought down to zero. Head only
-    goes on beside it, or alone where it is ahead of every arm by two standard errors in loss and not behind
-    in accuracy.
+    smaller ones while these are ahead by two standard errors. All see the same mini-batches and are scored
+    by an average of their weights, half-way and at the end of the lap. The shallowest depth goes on whose best
+    lap is within two paired standard errors of the lowest validation loss, at the rate at which its loss would
+    be the lowest after another lap, if it falls by as much again as in the second half; without a restart, its
+    rate brought down to zero. Head only goes on beside it.
 
     Args:
         graph: The network's stages and cuts.
@@ -399,19 +397,16 @@ def _rungs(plan: Plan, done: Mapping[str, Trial]) -> Iterator[tuple[TrialSpec, .
         rung = purse.pay(_continued(trial, half) for trial in early.values())
         yield rung
         laps = [_Lap(early[str(spec.parent)], done[spec.key]) for spec in rung if not done[spec.key].failure]
-        heats |= {rate: [lap for lap in laps if lap.late.spec.recipe.learning_rate == rate] for rate in rates}
-        best = _best_rate(heats)
-        if best is not None and (best != rates[-1] or not _is_clearly_ahead(best, heats)):
+        heats |= {rate: [lap for lap in laps if lap.rate == rate] for rate in rates}
+        if any(heats.values()) and not _is_smallest_ahead(heats):
             break
-    rung = purse.pay(_begun(plan, depth, best or SAFE_RATE, budget.race_epochs) for depth in cheap)
+    winner = _ahead([lap for laps in heats.values() for lap in laps], plan.learning_rates[:2])
+    rung = purse.pay(_begun(plan, depth, winner.rate if winner else SAFE_RATE, budget.race_epochs) for depth in cheap)
     yield rung
-    heads = [done[spec.key] for spec in rung if not done[spec.key].failure]
-    arms = [lap.late for lap in heats[best]] if best else []
-    if any(all(_leaves_behind(trial, other) for other in arms) for trial in heads):
-        arms = []
-    fair = [laps for laps in heats.values() if len(laps) == len(arms)]
-    winner = [_ahead(arms, [lap.late for laps in fair for lap in laps])] if arms else []
-    yield tuple(spec for trial in (*heads, *winner) for spec in _finished(plan, purse, trial))
+    going_on = [done[spec.key] for spec in rung if not done[spec.key].failure]
+    if winner:
+        going_on.append(winner.late)
+    yield tuple(spec for trial in going_on for spec in _finished(plan, purse, trial))
 
 
 class _Lap(NamedTuple):
@@ -421,48 +416,73 @@ class _Lap(NamedTuple):
     late: Trial
 
     @property
-    def promise(self) -> float:
-        """The loss after twice the steps, if it falls by as much again.
+    def rate(self) -> float:
+        return self.late.spec.recipe.learning_rate
+
+    @property
+    def promises(self) -> list[float]:
+        """By sample, the loss after twice the steps, if it falls by as much again.
 
         What is in doubt between two learning rates is where they end, and the larger one begins later: on Omniglot it
         was .2 nats behind after forty steps, and right in 7 more of 100 test pictures at its end.
         """
+        return [2 * late - early for early, late in zip(self.early.losses, self.late.losses, strict=True)]
+
+    @property
+    def promise(self) -> float:
+        """Their mean, in which samples count as they do in the loss."""
         return 2 * self.late.loss - self.early.loss
 
 
-def _best_rate(heats: Mapping[float, Sequence[_Lap]]) -> float | None:
-    """Of the two largest rates the one that promises most on average; a smaller one only where it is clearly ahead.
-
-    One depth alone is misled: on 200 sign digits the shallow one was ahead at a third of the rate after forty steps,
-    and 6.5 points behind at its end. A rate at which fewer depths stand is behind. None where all failed.
-    """
-    means = {rate: fmean(lap.promise for lap in laps) for rate, laps in list(heats.items())[:2] if laps}
-    best = min(means, key=lambda rate: (-len(heats[rate]), means[rate], -rate), default=None)
-    for rate in list(heats)[2:]:
-        if _leads_clearly(heats[rate], heats[best] if best else ()):
-            best = rate
-    return best
-
-
-def _is_clearly_ahead(best: float, heats: Mapping[float, Sequence[_Lap]]) -> bool:
+def _is_smallest_ahead(heats: Mapping[float, Sequence[_Lap]]) -> bool:
     """Whether the smallest rate so far leaves the one above it behind, so that a still smaller one is worth its lap."""
-    larger = [rate for rate in heats if rate > best]
-    return bool(larger) and _leads_clearly(heats[best], heats[min(larger)])
+    smallest = min(heats)
+    larger = [rate for rate in heats if rate > smallest]
+    return bool(larger) and _is_clearly_ahead(heats[smallest], heats[min(larger)])
 
 
-def _leads_clearly(laps: Sequence[_Lap], others: Sequence[_Lap]) -> bool:
+def _is_clearly_ahead(laps: Sequence[_Lap], others: Sequence[_Lap]) -> bool:
     """Whether more depths stand, or the mean promise is two paired standard errors lower."""
     if len(laps) != len(others):
         return len(laps) > len(others)
     if not laps:
         return False
-    promises, against = ([fmean(each) for each in zip(*map(_promises, heat), strict=True)] for heat in (laps, others))
-    difference, error = paired(against, promises, laps[0].late.sample_weights)
+    ours, theirs = (
+        [fmean(each) for each in zip(*(lap.promises for lap in some), strict=True)] for some in (laps, others)
+    )
+    difference, error = paired(theirs, ours, laps[0].late.sample_weights)
     return difference > 2 * error
 
 
-def _promises(lap: _Lap) -> list[float]:
-    return [2 * late - early for early, late in zip(lap.early.losses, lap.late.losses, strict=True)]
+def _ahead(laps: Sequence[_Lap], usual: Sequence[float]) -> _Lap | None:
+    """The shallowest depth within two standard errors of the lowest loss, at the rate that promises it most.
+
+    Each depth counts by the best of its laps. So early any deeper arm is ahead of its end, for what it trains is less,
+    and learnt sooner: on TrashNet the arm that trains .87 of the operations was 3.3 errors behind at the rate taken
+    after forty steps, and right in 3 more of 100 test pictures at its end. None where all arms failed.
+    """
+    by_depth: dict[int, list[_Lap]] = {}
+    for lap in sorted(laps, key=lambda lap: -lap.rate):
+        by_depth.setdefault(lap.late.spec.depth, []).append(lap)
+    own = {depth: min((lap.late for lap in some), key=lambda trial: trial.loss) for depth, some in by_depth.items()}
+    leader = min(own.values(), key=lambda trial: (trial.loss, trial.spec.depth), default=None)
+    if leader is None:
+        return None
+    shallowest = min(depth for depth, best in own.items() if _is_near(*loss_gap(best, leader)))
+    return _most_promising(by_depth[shallowest], usual)
+
+
+def _most_promising(laps: Sequence[_Lap], usual: Sequence[float]) -> _Lap | None:
+    """Of one depth's laps at the usual rates the one that promises most; one at a smaller rate if clearly ahead."""
+    best = min((lap for lap in laps if lap.rate in usual), key=lambda lap: (lap.promise, -lap.rate), default=None)
+    for lap in laps:
+        if lap.rate not in usual and _is_clearly_ahead([lap], [best] if best else []):
+            best = lap
+    return best
+
+
+def _is_near(difference: float, error: float) -> bool:
+    return is_within(difference, 2 * error)
 
 
 def _begun(plan: Plan, depth: int, rate: float, epochs: float) -> TrialSpec:
@@ -498,29 +518,3 @@ def _continued(trial: Trial, epochs: float, *, schedule: str = "constant") -> Tr
         parent=spec.key,
         first_epoch=spec.first_epoch + spec.epochs,
     )
-
-
-def _leaves_behind(trial: Trial, other: Trial) -> bool:
-    difference, error = loss_gap(other, trial)
-    return difference > 2 * error and trial.accuracy >= other.accuracy
-
-
-def _ahead(arms: Sequence[Trial], raced: Sequence[Trial]) -> Trial:
-    """The shallowest that is within two standard errors of the lowest validation loss.
-
-    Each depth counts by the best of its rates: after one lap a shallow one is behind at the rate that will suit it
-    at its end. And so early any deeper arm is ahead of its end, for what it trains is less, and learnt sooner. On
-    TrashNet the arm that trains .87 of the operations was 3.3 errors behind at the rate taken after forty steps, and
-    right in 3 more of 100 test pictures at its end.
-    """
-    own = [
-        min((trial for trial in raced if trial.spec.depth == arm.spec.depth), key=lambda trial: trial.loss)
-        for arm in arms
-    ]
-    leader = min(own, key=lambda trial: (trial.loss, trial.spec.depth))
-    near = [arm for arm, best in zip(arms, own, strict=True) if _is_near(*loss_gap(best, leader))]
-    return min(near, key=lambda arm: arm.spec.depth)
-
-
-def _is_near(difference: float, error: float) -> bool:
-    return is_within(difference, 2 * error)
