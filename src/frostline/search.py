@@ -75,7 +75,10 @@ RACES = (
     *((depths, rates, SHORT_LAP_STEPS) for depths, rates in ((2, 2), (3, 1), (2, 1))),
 )
 """Depths and learning rates that a race may have at most, and the steps of a lap, in the order of preference. The
-shallow depth has been the best one most often, so it goes late."""
+shallow depth has been the best one most often, so it goes late. A third rate is seldom tried even where it is paid for,
+so the first two count as the usual race."""
+
+_USUAL = 2
 
 
 def plan(
@@ -275,7 +278,7 @@ def _searched(prices: Prices, depths: tuple[int, ...], limit: float) -> tuple[Ra
             smaller = _SMALLER.format(
                 limit=share(limit), depths=len(kept), rates=len(race.rates), steps=round(race.epochs * prices.steps)
             )
-            return race, budget, () if (most, count, lap) == RACES[0] else (smaller,)
+            return race, budget, () if (most, count, lap) in RACES[:_USUAL] else (smaller,)
     return _head_alone(prices, limit)
 
 
