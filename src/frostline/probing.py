@@ -89,17 +89,18 @@ def probe(
     depths = [depth for depth in graph.open_depths if depth]
     votes: list[Vote] = []
     best: list[tuple[Vote, torch.Tensor]] = []
-    fit: RidgeFit | None = None
+    last: tuple[torch.Tensor, RidgeFit] | None = None
     for depth, pooled in watched(
         zip(depths, features, strict=False), listener, "probe", total=len(depths), note="votes", unit="depths"
     ):
         fit = ridge(pooled, targets)
+        last = pooled, fit
         votes.append(_vote(depth, fit, labels, weights, knn=nearest(pooled, labels, weights)))
         best = sorted([*best, (votes[-1], fit.left_out)], key=lambda pair: -pair[0].accuracy)[:WITNESSES]
     head, temperature = None, 1.0
     if graph.head is not None:
-        if fit is None or not torch.equal(features[len(depths) - 1], features[-1]):
-            fit = ridge(features[-1], targets)
+        # The deepest wire is the head's own input in most networks.
+        fit = last[1] if last and torch.equal(last[0], features[-1]) else ridge(features[-1], targets)
         temperature = best_temperature(fit.left_out, labels)
         tensors = {"weight": (fit.weight * temperature).float(), "bias": (fit.bias * temperature).float()}
         head = f"{of_tensors(tensors.items())}.safetensors"
