@@ -51,7 +51,8 @@ def choose(graph: CutGraph, trials: Iterable[Trial]) -> Choice:
         section 3.4.3; here it is paired by sample, and favours what trains more (`docs/depth.md` has the figures).
     """
     trials = tuple(by_key(trials).values())
-    arms = _furthest(trials)
+    continued = {trial.spec.parent for trial in trials if _is_finish(trial)}
+    arms = _furthest(trials, continued)
     if not arms:
         failures = tuple(sorted({str(trial.failure) for trial in trials}))
         raise AllTrialsFailed(
@@ -60,7 +61,7 @@ def choose(graph: CutGraph, trials: Iterable[Trial]) -> Choice:
             "the training pictures must be finite.",
             failures=failures,
         )
-    finished = _finished(arms, trials)
+    finished = _finished(arms, continued)
     leader = max(finished, key=lambda trial: (trial.accuracy, -trial.loss, -trial.spec.depth))
     tied = [trial for trial in finished if is_within(*hit_gap(leader, trial)) and is_within(*loss_gap(trial, leader))]
     picked = min(tied, key=lambda trial: trial.spec.depth)
@@ -83,9 +84,8 @@ class _Duel(NamedTuple):
     peer: Trial
 
 
-def _furthest(trials: Sequence[Trial]) -> list[Trial]:
+def _furthest(trials: Iterable[Trial], continued: Container[str | None]) -> list[Trial]:
     """By depth the trial that was trained longest; of two, the one that was to go on, else the lower loss."""
-    continued = _continued(trials)
     best: dict[int, Trial] = {}
     for trial in sorted(trials, key=lambda trial: trial.spec.key):
         if trial.failure or not trial.losses:
@@ -100,14 +100,8 @@ def _rank(trial: Trial, continued: Container[str | None]) -> tuple[float, bool, 
     return -trial.epochs, trial.spec.key not in continued, trial.loss
 
 
-def _continued(trials: Iterable[Trial]) -> set[str | None]:
-    """Keys of the trials whose last training was begun, though it may have failed."""
-    return {trial.spec.parent for trial in trials if _is_finish(trial)}
-
-
-def _finished(arms: Sequence[Trial], trials: Iterable[Trial]) -> Sequence[Trial]:
+def _finished(arms: Sequence[Trial], continued: Container[str | None]) -> Sequence[Trial]:
     """Those whose rate was brought down to zero, or was to be; an arm that left the race early is no candidate."""
-    continued = _continued(trials)
     return [trial for trial in arms if _is_finish(trial) or trial.spec.key in continued] or arms
 
 

@@ -136,7 +136,7 @@ def affordable_epochs(left: float, depth: int, budget: Budget, first: float) -> 
         first: Epochs trained already.
 
     Returns:
-        A number from 0; the training ends at a twentieth of a full fine-tune, or at the end of an epoch.
+        A number from 0; the training ends at a hundredth of a full fine-tune, or at the end of an epoch.
 
     Example:
         >>> budget = Budget(limit=1.0, reserve=0.1, epochs=20, race_epochs=1, live_shares=(1.0, 0.5, 0.0))

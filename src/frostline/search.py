@@ -393,7 +393,8 @@ def _rungs(plan: Plan, done: Mapping[str, Trial]) -> Iterator[tuple[TrialSpec, .
     cheap, dear = apart(budget, plan.candidates)
     heats: dict[float, list[_Lap]] = {}
     half = budget.race_epochs / 2
-    for rates in (plan.learning_rates[:2], *((rate,) for rate in plan.learning_rates[2:])):
+    usual, smaller = plan.learning_rates[:2], plan.learning_rates[2:]
+    for rates in (usual, *((rate,) for rate in smaller)):
         rung = purse.pay(_begun(plan, depth, rate, half) for rate in rates for depth in dear)
         yield rung
         early = {trial.spec.key: trial for spec in rung if not (trial := done[spec.key]).failure}
@@ -403,7 +404,7 @@ def _rungs(plan: Plan, done: Mapping[str, Trial]) -> Iterator[tuple[TrialSpec, .
         heats |= {rate: [lap for lap in laps if lap.rate == rate] for rate in rates}
         if any(heats.values()) and not _is_smallest_ahead(heats):
             break
-    winner = _ahead([lap for laps in heats.values() for lap in laps], plan.learning_rates[:2])
+    winner = _ahead([lap for laps in heats.values() for lap in laps], usual)
     rung = purse.pay(_begun(plan, depth, winner.rate if winner else SAFE_RATE, budget.race_epochs) for depth in cheap)
     yield rung
     going_on = [done[spec.key] for spec in rung if not done[spec.key].failure]
