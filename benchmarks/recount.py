@@ -123,12 +123,14 @@ def of_the_cost(run: Path, evidence: Record, page: dict[str, Node]) -> Iterator[
     trials = list(by_key.values())
     full = 3 * whole * train * plan["budget"]["epochs"]
     rows = train * plan["views"] + valid
-    deepest = max(trial["spec"]["depth"] for trial in trials)
-    scored = test * (whole + sum(flops[:depth]))
+    computed = plan.get("computed", [])
+    deepest = max((trial["spec"]["depth"] for trial in trials if trial["spec"]["depth"] not in computed), default=0)
+    # Rows that are not kept are computed for each scoring.
+    scored = test * (whole + sum(flops[:depth])) + (valid * sum(flops[:depth]) if depth in computed else 0)
     # One pass that votes, five timed steps, one pass that keeps the rows of all depths, what was trained and scored.
     spent = whole * train + 5 * 3 * whole * batch + sum(trial["flops"] for trial in trials)
     spent += sum(flops[:deepest]) * rows + scored
-    own, key = sum(flops[:depth]) * rows, evidence["choice"]["trial"]
+    own, key = 0 if depth in computed else sum(flops[:depth]) * rows, evidence["choice"]["trial"]
     while key in by_key:
         own, key = own + by_key[key]["flops"], by_key[key]["spec"]["parent"]
     card = page[""].pairs().get("Cost", "")
@@ -149,7 +151,8 @@ def of_the_cost(run: Path, evidence: Record, page: dict[str, Node]) -> Iterator[
     table = page[""].rows("Accuracy with 95 % intervals, and predicted cost")
     for forecast in plan["forecasts"]:
         row = table.get(str(forecast["depth"]), [None])
-        yield Figure(f"predicted store at depth {forecast['depth']}", (byte_count(forecast["store_bytes"]),), row[-1])
+        store = "computed anew" if forecast["depth"] in computed else byte_count(forecast["store_bytes"])
+        yield Figure(f"predicted store at depth {forecast['depth']}", (store,), row[-1])
 
 
 # --- answers anew -----------------------------------------------------------------------------

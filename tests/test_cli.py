@@ -214,7 +214,8 @@ def test_command_has_the_arguments_and_defaults_of_its_public_functions(command,
 def test_fit_hands_every_option_on(runner, rooms):
     options = (
         "fit photos --model timm:x --out r --depth 3 --budget .5 --image-size 96 --views 2 --epochs 4 --seed 7 "
-        "--valid .1 --test .3 --engine torch --precision float32 --weights w.pth --skip-bad --goal balanced_accuracy"
+        "--valid .1 --test .3 --engine torch --precision float32 --weights w.pth --skip-bad --goal balanced_accuracy "
+        "--disk 1.5GB"
     )
 
     outcome = runner.invoke(cli.app, options.split())
@@ -243,6 +244,7 @@ def test_fit_hands_every_option_on(runner, rooms):
         "seed": 7,
         "engine": "torch",
         "precision": "float32",
+        "disk": 1_500_000_000,
         "out": Path("r"),
     }
 
@@ -281,6 +283,43 @@ def test_fit_tells_of_duplicates_conflicts_and_skipped_files(runner, rooms):
     assert "same bytes; each stays in one part: a.png = b.png" in outcome.stderr
     assert "1 of them carry more than one label" in outcome.stderr
     assert "broken.png: truncated" in outcome.stderr
+
+
+@pytest.mark.parametrize(("size", "told"), [("500MB", 500_000_000), ("2 kB", 2000), ("0", 0)])
+def test_the_disk_is_no_part_of_what_names_the_run_folder(runner, rooms, size, told):
+    runner.invoke(cli.app, ["fit", "photos"])
+    usual = rooms["fit"]
+
+    runner.invoke(cli.app, ["fit", "photos", "--disk", size])
+
+    assert usual["disk"] is None
+    assert rooms["fit"]["disk"] == told
+    assert rooms["fit"]["out"] == usual["out"]
+
+
+def test_a_size_that_is_none_is_wrong_usage(runner, rooms):
+    outcome = runner.invoke(cli.app, ["plan", "photos", "--disk", "much"])
+
+    assert outcome.exit_code == 2
+    assert "--disk" in outcome.stderr
+    assert "plan" not in rooms
+
+
+def test_the_plan_names_the_depths_whose_rows_are_computed_anew(runner, replace, rooms):
+    replace("plan", lambda task, **arguments: PLAN.model_copy(update={"computed": (1,)}))
+
+    outcome = runner.invoke(cli.app, ["plan", "photos"])
+
+    [line] = [line for line in outcome.stdout.splitlines() if "layer[red]" in line]
+    assert "computed anew" in line
+    assert "MB" not in line
+
+
+def test_a_plan_of_before_rows_were_computed_anew_is_shown():
+    plan = PLAN.model_dump()
+    del plan["computed"]
+
+    assert cli.plan_tables(plan)
 
 
 def test_stage_names_are_shown_as_text(runner, rooms):

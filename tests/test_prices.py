@@ -1,13 +1,34 @@
+import math
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from frostline.prices import OVERHEAD, Prices, Race, affordable_epochs, most_cost, race_cost
+from frostline.prices import (
+    OVERHEAD,
+    Prices,
+    Race,
+    affordable_epochs,
+    apart,
+    most_cost,
+    race_cost,
+    worth_keeping,
+)
 from frostline.records import Budget, Cut, CutGraph, EngineReport, Rates, Recipe, Stage, Vote
 
 
 def prices_of(
-    flops=(60, 30, 10), *, seconds=(0.5, 0.4, 0.1), views=1, train=320, step=0.5, score=0.01, quick=100.0, **rates
+    flops=(60, 30, 10),
+    *,
+    seconds=(0.5, 0.4, 0.1),
+    views=1,
+    train=320,
+    step=0.5,
+    score=0.01,
+    quick=100.0,
+    disk=None,
+    test=0,
+    **rates,
 ):
     stages = tuple(Stage(index=i, name=f"s{i}", keys=(), parameters=10 * i, flops=each) for i, each in enumerate(flops))
     cuts = tuple(Cut(depth=depth, name="", wires=(), bytes_per_sample=8) for depth in range(len(flops)))
@@ -23,11 +44,12 @@ def prices_of(
         **rates,
     )
     graph = CutGraph(model="Net", batch=4, stages=stages, cuts=cuts)
-    return Prices(graph, rates, Recipe(), epochs=10, train_samples=train, valid_samples=96, test_samples=0, views=views)
+    samples = {"train_samples": train, "valid_samples": 96, "test_samples": test}
+    return Prices(graph, rates, Recipe(), epochs=10, **samples, views=views, disk=disk)
 
 
-def race_of(*depths):
-    return Race(depths, rates=(1e-3,), epochs=1)
+def race_of(*depths, computed=()):
+    return Race(depths, rates=(1e-3,), epochs=1, computed=computed)
 
 
 def test_a_full_fine_tune_costs_one_and_its_scoring_on_top():
@@ -48,6 +70,36 @@ def test_a_price_covers_the_operations_and_the_seconds(seconds, depth, epochs, s
     counted = (1 - prices.graph.frozen_share(depth)) * epochs * (1 + 96 / (3 * 320)) / 10
     timed = prices.epoch_seconds(depth) * epochs / prices.full_seconds
     assert cost >= max(counted, timed) - 1e-9
+
+
+@given(shares, st.integers(1, 2), st.integers(1, 10), st.floats(0.0, 0.05), st.floats(10.0, 1e4))
+def test_a_price_covers_what_is_computed_anew_too(seconds, depth, epochs, score, quick):
+    prices = prices_of(seconds=seconds, score=score, quick=quick)
+
+    cost = prices.budget(race_of(depth, computed=(depth,)), limit=1.0).cost(depth, epochs)
+
+    passes = prices.graph.frozen_share(depth) * (320 + 96) / (3 * 320)
+    counted = (1 - prices.graph.frozen_share(depth)) * (1 + 96 / (3 * 320)) + passes
+    timed = prices.epoch_seconds(depth) + sum(seconds[:depth]) * (320 + 96) / quick
+    assert cost >= max(counted * epochs / 10, timed * epochs / prices.full_seconds) - 1e-9
+
+
+def test_what_is_computed_anew_costs_next_to_nothing_nowhere():
+    prices = prices_of(flops=(60, 39, 1), seconds=(0.6, 0.39, 0.01))
+    kept, computed = (prices.budget(race_of(1, 2, computed=depths), limit=1.0) for depths in ((), (2,)))
+
+    assert apart(kept, (1, 2)) == ([2], [1])
+    assert apart(computed, (1, 2)) == ([], [1, 2])
+
+
+def test_the_reserve_has_no_pass_for_stores_that_are_not_filled():
+    none, shallow, all_computed = (
+        prices_of(quick=1e9).budget(race_of(1, 2, computed=depths), limit=1.0).reserve for depths in ((), (2,), (1, 2))
+    )
+
+    # The validation part is computed once more, when the choice is scored.
+    assert none - shallow == pytest.approx((0.3 * (320 + 96) - 0.9 * 96) / (3 * 320 * 10))
+    assert shallow - all_computed == pytest.approx(0.6 * (320 + 96) / (3 * 320 * 10))
 
 
 @given(shares)
@@ -106,10 +158,80 @@ def test_nothing_is_stored_where_nothing_is_frozen():
 def test_a_forecast_counts_the_live_parameters_and_both_costs():
     vote = Vote(depth=1, accuracy=0.8, low=0.7, high=0.9, loss=1, penalty=1, features=8)
 
-    forecast = prices_of().forecast(1, vote, is_candidate=True)
+    forecast = prices_of().forecast(1, vote, race_of(1))
 
     assert (forecast.parameters, forecast.low, forecast.accuracy, forecast.high) == (10 + 20, 0.7, 0.8, 0.9)
     assert forecast.full_finetunes == pytest.approx((forecast.store_seconds + forecast.train_seconds) / 50.0)
+
+
+def test_a_forecast_of_what_is_computed_anew_has_no_store_and_longer_epochs():
+    prices = prices_of()
+
+    kept, computed = (prices.forecast(1, None, race_of(1, computed=depths)) for depths in ((), (1,)))
+
+    assert (computed.store_bytes, computed.store_seconds) == (0, 0.0)
+    assert computed.train_seconds - kept.train_seconds == pytest.approx(10 * 0.5 * (320 + 96) / 100)
+    assert computed.full_finetunes == pytest.approx(computed.train_seconds / 50.0)
+
+
+def test_a_search_takes_longer_where_rows_are_computed_anew():
+    prices = prices_of()
+    races = [race_of(1, 2, computed=depths) for depths in ((), (2,), (1, 2))]
+
+    seconds = [prices.search_seconds(race, prices.budget(race, limit=9.0)) for race in races]
+
+    assert seconds == sorted(set(seconds))
+
+
+# --- what is kept -----------------------------------------------------------------------------
+
+cuts = st.lists(st.tuples(st.floats(0, 1e3), st.integers(0, 100)), max_size=6).map(
+    lambda pairs: tuple(dict(enumerate(column, start=1)) for column in zip(*pairs, strict=True)) or ({}, {})
+)
+
+
+def spared(kept, seconds):
+    return math.fsum(seconds[depth] for depth in kept)
+
+
+@given(cuts, st.integers(0, 500))
+def test_kept_rows_fit_and_leave_no_room_for_a_cut_that_is_not_kept(pair, disk):
+    seconds, row_bytes = pair
+
+    kept = worth_keeping(seconds, row_bytes, disk)
+
+    left = disk - sum(row_bytes[depth] for depth in kept)
+    assert left >= 0
+    assert all(row_bytes[depth] > left for depth in seconds if depth not in kept)
+
+
+@given(cuts, st.integers(0, 500), st.integers(0, 500))
+def test_more_disk_never_spares_fewer_seconds(pair, disk, more):
+    seconds, row_bytes = pair
+
+    less, rather = (spared(worth_keeping(seconds, row_bytes, room), seconds) for room in (disk, disk + more))
+
+    assert rather >= less
+
+
+@given(cuts)
+def test_all_rows_are_kept_where_all_fit(pair):
+    seconds, row_bytes = pair
+
+    assert worth_keeping(seconds, row_bytes, sum(row_bytes.values())) == tuple(seconds)
+
+
+def test_the_cut_that_spares_more_is_kept_where_only_one_fits():
+    assert worth_keeping({1: 1.0, 2: 3.0, 3: 2.0}, {1: 10, 2: 10, 3: 10}, 10) == (2,)
+    assert worth_keeping({1: 2.0, 2: 3.0, 3: 2.0}, {1: 5, 2: 10, 3: 5}, 10) == (1, 3)
+
+
+def test_what_may_be_kept_counts_the_rows_of_the_test_part():
+    needed = 2 * 8 * (320 + 96 + 50)
+
+    found = [prices_of(disk=disk, test=50).computed((0, 1, 2)) for disk in (None, needed, needed - 1, 0)]
+
+    assert found == [(), (), (1,), (1, 2)]
 
 
 BUDGET = Budget(limit=1, reserve=0.1, epochs=10, race_epochs=1, live_shares=(1.0, 0.6, 0.3, 0.01), scoring=0.1)

@@ -55,9 +55,10 @@ def network():
         )
 
 
-def fitted(folder, order, *, depth=1, budget=1.0, goal="accuracy"):
+def fitted(folder, order, *, depth=1, budget=1.0, goal="accuracy", disk=None):
     parts = (points(seed, samples, order) for seed, samples in enumerate((136, 40, TESTED)))
-    fl.fit(fl.Task(network(), *parts, goal=goal), depth=depth, epochs=3, budget=budget, engine="torch", out=folder)
+    asked = {"depth": depth, "epochs": 3, "budget": budget, "engine": "torch", "disk": disk}
+    fl.fit(fl.Task(network(), *parts, goal=goal), **asked, out=folder)
     return folder
 
 
@@ -168,6 +169,13 @@ def test_report_of_a_finished_run_is_as_counted_again(recount, finished):
 
     assert [str(figure) for figure in figures if not figure.agrees] == []
     assert left_out == []
+
+
+def test_report_of_a_run_whose_rows_were_computed_anew_is_as_counted_again(recount, tmp_path):
+    figures, _ = recount.recounted(fitted(tmp_path / "run", torch.argsort, disk=0))
+
+    assert [str(figure) for figure in figures if not figure.agrees] == []
+    assert {figure.found for figure in figures if figure.name == "predicted store at depth 1"} == {"computed anew"}
 
 
 def test_every_claim_has_number_and_interval_and_every_kept_depth_its_vote(recount, finished):

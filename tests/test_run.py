@@ -24,7 +24,6 @@ from frostline.errors import (
     CutNotProven,
     RunBusy,
     RunOfOtherArguments,
-    StoreTooLarge,
 )
 from frostline.events import Event
 from frostline.files import hold, read_records
@@ -195,7 +194,9 @@ def test_a_second_process_on_the_same_run_is_refused(tmp_path):
         fl.fit(small_task(), epochs=2, engine="torch", out=folder)
 
 
-@pytest.mark.parametrize(("name", "value"), [("budget", 0.0), ("budget", -1.0), ("epochs", 0), ("views", 0)])
+@pytest.mark.parametrize(
+    ("name", "value"), [("budget", 0.0), ("budget", -1.0), ("epochs", 0), ("views", 0), ("disk", -1)]
+)
 def test_values_outside_their_range_are_refused_before_any_work(tmp_path, name, value):
     with pytest.raises(BadArgument, match=name):
         fl.fit(small_task(), out=tmp_path / "run", **{name: value})
@@ -203,13 +204,111 @@ def test_values_outside_their_range_are_refused_before_any_work(tmp_path, name, 
     assert not (tmp_path / "run").exists()
 
 
-def test_too_little_disk_for_the_store_is_told_before_any_row_is_computed(tmp_path, monkeypatch):
-    monkeypatch.setattr(flow, "free_bytes", lambda path: 10)
+@pytest.fixture(scope="module")
+def roomy(tmp_path_factory):
+    """A run with all the disk it wants."""
+    return fl.fit(small_task(), budget=9.0, epochs=3, engine="torch", out=tmp_path_factory.mktemp("roomy") / "run")
 
-    with pytest.raises(StoreTooLarge, match="GB are free"):
-        fl.fit(small_task(), epochs=2, engine="torch", out=tmp_path / "run")
+
+def test_a_run_without_disk_for_rows_ends_with_the_choice_and_the_answers_of_one_that_keeps_them(tmp_path, roomy):
+    computed = fl.fit(small_task(), budget=9.0, epochs=3, engine="torch", disk=0, out=tmp_path / "run")
 
     assert not (tmp_path / "run" / "store").exists()
+    assert computed.evidence.plan.computed == (1, 2)
+    assert (computed.choice.depth, computed.choice.trial) == (roomy.choice.depth, roomy.choice.trial)
+    assert computed.test.predictions == roomy.test.predictions
+    torch.testing.assert_close(torch.tensor(computed.valid.losses), torch.tensor(roomy.valid.losses), **CLOSE)
+
+
+def test_the_rows_of_what_does_not_fit_on_the_free_disk_are_computed_anew_and_the_plan_says_why(tmp_path, monkeypatch):
+    # Sixteen numbers of four bytes cross either cut, for 180 samples.
+    monkeypatch.setattr(flow, "free_bytes", lambda path: 180 * 64 + 100)
+
+    result = fl.fit(small_task(), budget=9.0, epochs=2, engine="torch", disk=10**9, out=tmp_path / "run")
+
+    plan = result.evidence.plan
+    assert plan.computed == (1,)
+    assert plan.store_bytes == 120 * 64
+    [note] = [note for note in plan.notes if "computed anew" in note]
+    assert note.startswith(
+        "The rows of depth 1 would take 11.5 kB, and kept rows may take 11.6 kB, of which those of depth 2 take "
+        "11.5 kB: they are computed anew in every epoch, which costs ."
+    )
+    assert {folder.name for folder in (tmp_path / "run" / "store").iterdir()} <= {"train-02", "valid-02", "test-02"}
+
+
+def test_plans_are_as_they_were_where_all_rows_fit(roomy):
+    plan = roomy.evidence.plan
+
+    assert (plan.computed, plan.budget.pass_shares) == ((), ())
+    assert not any("anew" in note for note in plan.notes)
+
+
+def test_the_operations_of_what_is_computed_anew_are_counted(tmp_path, roomy):
+    computed = fl.fit(small_task(), budget=9.0, epochs=3, engine="torch", disk=0, out=tmp_path / "run").evidence
+
+    kept, share = roomy.evidence, roomy.evidence.graph.frozen_share
+    for trial, other in zip(computed.trials, kept.trials, strict=True):
+        live = (1 - share(trial.spec.depth)) * kept.graph.flops
+        looks = len(other.curve)
+        learnt = (other.flops / live - 60 * looks) / 3
+        assert trial.flops - other.flops == pytest.approx(
+            share(trial.spec.depth) * kept.graph.flops * (learnt + 60 * looks)
+        )
+    rest = computed.cost.flops - sum(trial.flops for trial in computed.trials)
+    # One pass that votes, five timed steps of 32 samples, and the scoring of the test and the validation part.
+    forward, frozen = kept.graph.flops, share(computed.choice.depth)
+    assert rest == pytest.approx(forward * (60 + 5 * 3 * 32 + 60 * (1 + frozen) + 60 * frozen))
+
+
+def test_the_budget_in_operations_holds_where_rows_are_computed_anew(tmp_path):
+    result = fl.fit(small_task(), budget=1.0, epochs=40, engine="torch", disk=0, out=tmp_path / "run")
+
+    assert result.evidence.plan.computed
+    assert result.cost.share_flops <= 1.0
+
+
+@pytest.mark.parametrize("disk", [0, None])
+def test_a_run_that_is_gone_on_with_keeps_what_its_plan_has_settled(tmp_path, disk):
+    def stop(event: Event) -> None:
+        if event.phase == "train" and trials_in(tmp_path / "run") >= 1:
+            raise KeyboardInterrupt
+
+    asked = {"budget": 9.0, "epochs": 3, "engine": "torch", "out": tmp_path / "run"}
+    with pytest.raises(KeyboardInterrupt):
+        fl.fit(small_task(), **asked, disk=disk, listener=stop)
+    settled = (tmp_path / "run" / "plan.json").read_bytes()
+    result = fl.fit(small_task(), **asked, disk=None if disk == 0 else 0)
+
+    assert (tmp_path / "run" / "plan.json").read_bytes() == settled
+    assert result.evidence.plan.computed == ((1, 2) if disk == 0 else ())
+    assert (tmp_path / "run" / "store").exists() == (disk is None)
+
+
+def test_a_plan_of_before_rows_were_computed_anew_is_gone_on_with(tmp_path, roomy):
+    def stop(event: Event) -> None:
+        if event.phase == "train":
+            raise KeyboardInterrupt
+
+    asked = {"budget": 9.0, "epochs": 3, "engine": "torch", "out": tmp_path / "run"}
+    with pytest.raises(KeyboardInterrupt):
+        fl.fit(small_task(), **asked, listener=stop)
+    file = tmp_path / "run" / "plan.json"
+    content = json.loads(file.read_text())
+    gone = content.pop("computed"), content["budget"].pop("pass_shares")
+    file.write_text(json.dumps(content))
+
+    again = fl.fit(small_task(), **asked)
+
+    assert gone == ([], [])
+    assert again.choice == roomy.choice
+
+
+def test_a_given_depth_without_disk_for_its_rows_is_trained_for_all_its_epochs(tmp_path):
+    result = fl.fit(small_task(), depth=1, epochs=4, engine="torch", disk=0, out=tmp_path / "run")
+
+    assert result.evidence.plan.computed == (1,)
+    assert max(trial.epochs for trial in result.evidence.trials) == 4
 
 
 def test_a_trial_that_diverges_is_a_failed_trial_and_the_search_goes_on(tmp_path, monkeypatch):

@@ -16,13 +16,23 @@ from frostline.errors import BadArgument
 from frostline.events import Event
 from frostline.files import read_record
 from frostline.records import EngineReport, Spent
-from frostline.site import diary, fill, live_flops, rows_of, set_out, spent, with_views
+from frostline.site import diary, fill, live_flops, passed, rows_of, set_out, spent, with_views
 from frostline.splitting import depths_of
+from frostline.testing import CLOSE
 
 
 def task():
     part = fl.TensorSamples(torch.randn(12, 4, generator=torch.Generator().manual_seed(0)), torch.arange(12) % 2)
     return fl.Task(nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 2)), part, part, part)
+
+
+def deeper_task():
+    net = nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 5), nn.ReLU(), nn.Linear(5, 2))
+    return fl.Task(net, *[task().train] * 3)
+
+
+def plan_of(engine, *, computed=()):
+    return SimpleNamespace(views=1, rates=SimpleNamespace(engine=EngineReport(engine=engine)), computed=computed)
 
 
 def test_the_diary_keeps_the_beginning_and_the_end_of_a_phase_and_hands_on_everything(tmp_path):
@@ -78,12 +88,9 @@ def test_what_was_compiled_for_several_depths_fills_their_training_and_validatio
         return run
 
     monkeypatch.setattr(site_module, "compiled", compiling)
-    small = task()
-    small = fl.Task(
-        nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 5), nn.ReLU(), nn.Linear(5, 2)), *[small.train] * 3
-    )
+    small = deeper_task()
     site = set_out(small, tmp_path, lambda event: None)
-    plan = SimpleNamespace(views=1, rates=SimpleNamespace(engine=EngineReport(engine="compile")))
+    plan = plan_of("compile")
 
     fill(site, [0, 1, 2], plan)
     rows = [
@@ -95,3 +102,18 @@ def test_what_was_compiled_for_several_depths_fills_their_training_and_validatio
     assert sorted(path.name for path in (tmp_path / "store").iterdir()) == [
         f"{part}-{depth:02d}" for part in ("train", "valid") for depth in (1, 2)
     ]
+
+
+def test_the_rows_of_a_computed_depth_are_never_written_and_made_ready_once(tmp_path):
+    small, plan = deeper_task(), plan_of("torch", computed=(1,))
+    site = set_out(small, tmp_path, lambda event: None)
+    parts = fl.split(site.base, site.graph, 1)
+
+    fill(site, [0, 1, 2], plan)
+    rows, again = (rows_of(site, parts, small.train, part="train", plan=plan) for _ in range(2))
+    found = rows.read([3, 1])
+
+    assert sorted(path.name for path in (tmp_path / "store").iterdir()) == ["train-02", "valid-02"]
+    assert again is rows
+    assert passed(rows, rows_of(site, parts, small.valid, part="valid", plan=plan), small.train) == 2
+    torch.testing.assert_close(found, parts.frozen(*small.train.read([3, 1])), **CLOSE)

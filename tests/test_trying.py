@@ -280,6 +280,36 @@ def test_only_a_frozen_part_needs_a_pass(bench):
     assert frozen.flops < full.flops
 
 
+def test_rows_that_are_computed_anew_are_no_pass_and_count_as_training(bench, tmp_path):
+    fl.fit(small_task(), depth=1, epochs=2, engine="torch", disk=0, out=tmp_path / "anew")
+    known = read_record(tmp_path / "anew" / "evidence.json", Evidence)
+    other = trying.set_up(known, tmp_path / "anew", listener=silent, task=small_task())
+
+    kept, computed = trying.try_out(bench, asked()), trying.try_out(other, asked())
+
+    below = known.graph.frozen_share(1) * known.graph.flops
+    looks = len(kept.curve)
+    assert computed.pass_flops == computed.pass_seconds == 0.0
+    assert computed.flops - kept.flops == pytest.approx(below * (64 + 64 * looks))
+    assert computed.test_hits == kept.test_hits
+    assert not (tmp_path / "anew" / "store").exists()
+
+
+def test_weights_drawn_anew_have_rows_of_their_own_where_these_are_computed(tmp_path):
+    found = []
+    for disk in (None, 0):
+        folder = tmp_path / f"disk {disk}"
+        fl.fit(small_task(), depth=1, epochs=2, engine="torch", disk=disk, out=folder)
+        known = read_record(folder / "evidence.json", Evidence)
+        bench = trying.set_up(known, folder, listener=silent, task=small_task())
+        outcomes = [trying.try_out(bench, asked(prefix=prefix)) for prefix in ("pretrained", "random")]
+        found.append([[point.valid_loss for point in outcome.curve] for outcome in outcomes])
+
+    kept, computed = found
+    assert all(kept)
+    assert computed == [pytest.approx(losses, rel=1e-4) for losses in kept]
+
+
 def test_energy_is_that_of_the_training_alone(bench, monkeypatch):
     worked = []
 

@@ -29,6 +29,19 @@ import frostline as fl
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
 
 
+def byte_count(text: str) -> int:
+    """Bytes as people write them: 2GB, 500MB, or their number alone."""
+    from pydantic import ByteSize, TypeAdapter
+
+    return TypeAdapter(ByteSize).validate_python(text)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        print(f"frostline {fl.__version__}")
+        raise typer.Exit
+
+
 class Engine(StrEnum):
     """What runs the frozen part."""
 
@@ -73,8 +86,10 @@ Test = Annotated[float, typer.Option(help="Share kept for the test, where the da
 Runner = Annotated[Engine, typer.Option(help="What runs the frozen part; auto measures.")]
 Bits = Annotated[Precision, typer.Option(help="Of kept rows; auto takes bfloat16 where it is right and worth it.")]
 Weights = Annotated[Path | None, typer.Option(help="Local weights (.safetensors or .pth), not the network's own.")]
+Disk = Annotated[int | None, typer.Option(parser=byte_count, metavar="SIZE", help="Most that kept rows take, as 2GB.")]
 SkipBad = Annotated[bool, typer.Option("--skip-bad", help="Go on without the pictures that cannot be read.")]
 Out = Annotated[Path | None, typer.Option(help="Run folder. Default: runs/NAME-DIGITS, from the data and the options.")]
+Version = Annotated[bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print the record as JSON, and nothing else, on stdout.")]
 Run = Annotated[Path, typer.Argument(help="Folder of a finished run.")]
 
@@ -84,18 +99,8 @@ def main() -> None:
     app(prog_name="frostline")
 
 
-def _print_version(wanted: bool) -> None:
-    if wanted:
-        print(f"frostline {fl.__version__}")
-        raise typer.Exit
-
-
 @app.callback()
-def frostline(
-    version: Annotated[
-        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
-    ] = False,
-) -> None:
+def frostline(version: Version = False) -> None:
     """Find how many initial layers of a pretrained network to freeze, and train only the rest."""
 
 
@@ -115,6 +120,7 @@ def fit(
     test: Test = 0.2,
     engine: Runner = Engine.auto,
     precision: Bits = Precision.auto,
+    disk: Disk = None,
     weights: Weights = None,
     skip_bad: SkipBad = False,
     as_json: AsJson = False,
@@ -132,7 +138,7 @@ def fit(
         for line in data_lines(task.summary):
             screen.note(line)
         listener = screen.hear_plan_of(folder, to=sys.stderr if as_json else sys.stdout)
-        result = fl.fit(task, **training, seed=seed, out=folder, listener=listener)
+        result = fl.fit(task, **training, disk=disk, seed=seed, out=folder, listener=listener)
     _print_result(result, as_json=as_json)
 
 
@@ -168,6 +174,7 @@ def plan(
     test: Test = 0.2,
     engine: Runner = Engine.auto,
     precision: Bits = Precision.auto,
+    disk: Disk = None,
     weights: Weights = None,
     skip_bad: SkipBad = False,
     as_json: AsJson = False,
@@ -181,7 +188,7 @@ def plan(
         task = fl.load_task(data, **reading, seed=seed, skip_bad=skip_bad, listener=screen.hear)
         for line in data_lines(task.summary):
             screen.note(line)
-        planned = fl.plan(task, **training, seed=seed, listener=screen.hear)
+        planned = fl.plan(task, **training, disk=disk, seed=seed, listener=screen.hear)
     if as_json:
         print(planned.model_dump_json(indent=2))
     else:
@@ -340,21 +347,18 @@ def data_lines(summary: Any) -> Iterator[str]:
         f"({train:,} train, {valid:,} validation, {test:,} test)"
     )
     if summary.duplicates:
-        yield f"{len(summary.duplicates)} groups of files have the same bytes; each stays in one part: " + _groups(
-            summary.duplicates
-        )
+        yield _groups("groups of files have the same bytes; each stays in one part", summary.duplicates)
     if summary.conflicts:
-        yield f"{len(summary.conflicts)} of them carry more than one label, so one is wrong: " + _groups(
-            summary.conflicts
-        )
+        yield _groups("of them carry more than one label, so one is wrong", summary.conflicts)
     if summary.skipped:
         yield f"{len(summary.skipped)} files were skipped:"
         yield from (f"  {path}: {reason}" for path, reason in summary.skipped)
 
 
-def _groups(groups: Sequence[Sequence[str]]) -> str:
+def _groups(what: str, groups: Sequence[Sequence[str]]) -> str:
     shown = "; ".join(" = ".join(group) for group in groups[:3])
-    return shown + (f"; and {len(groups) - 3} more (the report lists them)" if len(groups) > 3 else "")
+    rest = f"; and {len(groups) - 3} more (the report lists them)" if len(groups) > 3 else ""
+    return f"{len(groups)} {what}: {shown}{rest}"
 
 
 def stage_table(graph: Any) -> Table:
@@ -366,12 +370,9 @@ def stage_table(graph: Any) -> Table:
     table.add_row("0", "(the input)", "", "", decimal(entry.bytes_per_sample), entry.blocked or "open")
     for number, stage in enumerate(graph.stages, start=1):
         share = f"{100 * stage.flops / max(1, graph.flops):.1f} %"
-        row = [str(number), writable(stage.name), f"{stage.parameters:,}", share]
-        if number <= graph.max_depth:
-            cut = graph.cuts[number]
-            table.add_row(*row, decimal(cut.bytes_per_sample), writable(cut.blocked or "open"))
-        else:
-            table.add_row(*row, "", "the head, always live")
+        cut = graph.cuts[number] if number <= graph.max_depth else None
+        end = (decimal(cut.bytes_per_sample), writable(cut.blocked or "open")) if cut else ("", "the head, always live")
+        table.add_row(str(number), writable(stage.name), f"{stage.parameters:,}", share, *end)
     return table
 
 
@@ -388,7 +389,7 @@ def plan_tables(plan: Mapping[str, Any]) -> list[RenderableType]:
             str(forecast["depth"]),
             writable(forecast["stage_name"]),
             f"{forecast['parameters']:,}",
-            decimal(forecast["store_bytes"]),
+            "computed anew" if forecast["depth"] in plan.get("computed", ()) else decimal(forecast["store_bytes"]),
             duration(forecast["store_seconds"]),
             duration(forecast["train_seconds"]),
             f"{forecast['full_finetunes']:.2f}",

@@ -82,7 +82,7 @@ def fill(
         return ()
     start = time.perf_counter()
     key = wanted[0].key
-    _refuse_unrepeatable(samples, key.views)
+    refuse_unrepeatable(samples, key.views)
     feed = feed_of(samples, key.views, device=device_of(wanted[0].frozen.module))
     order = _order(len(samples), key.views, batch_size)
     rounding = [0.0] * len(wanted)
@@ -174,7 +174,7 @@ def _computed(
     for runner in runners:
         layouts = [layout for place in runner.places for layout in wanted[place].layouts]
         wires = runner.wires(nth, batch.inputs)
-        _refuse_other_sizes(wires, layouts, batch, samples)
+        refuse_other_sizes(wires, layouts, batch.rows, samples)
         rest = iter(wires)
         for place in runner.places:
             yield place, tuple(itertools.islice(rest, len(wanted[place].layouts)))
@@ -182,7 +182,7 @@ def _computed(
 
 def _rows_of(wires: tuple[Tensor, ...], new: New, batch: _Batch, samples: "Samples") -> list[Tensor]:
     kept = [layout.to_rows(wire) for layout, wire in zip(new.layouts, wires, strict=True)]
-    _refuse_not_finite(kept, batch, samples, new.key.dtype)
+    refuse_not_finite(kept, batch.rows, samples, dtype=new.key.dtype)
     return kept
 
 
@@ -219,7 +219,8 @@ def _judged(
     return {0: first.inputs, len(order) - 1: tuple(filled(tensor, batch_size) for tensor in feed.read(rows, view))}
 
 
-def _refuse_unrepeatable(samples: "Samples", views: int) -> None:
+def refuse_unrepeatable(samples: "Samples", views: int) -> None:
+    """Refuse samples of which two readings differ."""
     rows = sorted({0, len(samples) // 2, len(samples) - 1})
     for view in range(views):
         once, twice = samples.read(rows, view=view), samples.read(rows, view=view)
@@ -234,10 +235,13 @@ def _refuse_unrepeatable(samples: "Samples", views: int) -> None:
                 )
 
 
-def _refuse_other_sizes(wires: Sequence[Tensor], layouts: Sequence[Layout], batch: _Batch, samples: "Samples") -> None:
+def refuse_other_sizes(
+    wires: Sequence[Tensor], layouts: Sequence[Layout], rows: Sequence[int], samples: "Samples"
+) -> None:
+    """Refuse wires of these samples that are of another size than the example's."""
     for wire, layout in zip(wires, layouts, strict=True):
         if not layout.fits(wire):
-            names = tuple(samples.names[row] for row in batch.rows)
+            names = tuple(samples.names[row] for row in rows)
             raise BadSample(
                 f"BadSample: the wire `{layout.wire.name}` is {tuple(wire.shape)} for the samples "
                 f"{', '.join(names[:5])} and was {layout.wire.shape} for the example: more than the batch differs. "
@@ -246,12 +250,15 @@ def _refuse_other_sizes(wires: Sequence[Tensor], layouts: Sequence[Layout], batc
             )
 
 
-def _refuse_not_finite(kept: Sequence[Tensor], batch: _Batch, samples: "Samples", dtype: str) -> None:
+def refuse_not_finite(
+    kept: Sequence[Tensor], rows: Sequence[int], samples: "Samples", *, dtype: str = "float32"
+) -> None:
+    """Refuse samples of whose rows, the first of those kept, one is not finite."""
     bad: set[int] = set()
-    for rows in kept:
-        if rows.is_floating_point():
-            finite = torch.isfinite(rows[: len(batch.rows)]).flatten(1).all(1)
-            bad.update(batch.rows[place] for place in (~finite).nonzero().flatten().tolist())
+    for wire in kept:
+        if wire.is_floating_point():
+            finite = torch.isfinite(wire[: len(rows)]).flatten(1).all(1)
+            bad.update(rows[place] for place in (~finite).nonzero().flatten().tolist())
     if bad:
         names = tuple(samples.names[row] for row in sorted(bad))
         shown = ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")

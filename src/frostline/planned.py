@@ -181,6 +181,8 @@ class Budget(Record):
         race_epochs: Epochs of one lap of the race.
         live_shares: By depth: share of a training step that lies above the cut.
         scoring: What scoring the validation part once costs, as a share of an epoch of training.
+        pass_shares: By depth: what the frozen part's pass over a batch costs beside the training step that reads its
+            rows, as a share of a step with nothing frozen; 0 where rows are kept, and empty where all are.
     """
 
     limit: float
@@ -189,6 +191,11 @@ class Budget(Record):
     race_epochs: float
     live_shares: tuple[float, ...]
     scoring: float = 0.0
+    pass_shares: tuple[float, ...] = ()
+
+    def share(self, depth: int) -> float:
+        """Share of a training step that is paid for at that depth, the frozen part's pass included."""
+        return self.live_shares[depth] + self._pass_share(depth)
 
     def cost(self, depth: int, epochs: float, first: float = 0.0) -> float:
         """Cost of training that many epochs at that depth, on top of the first ones.
@@ -199,7 +206,13 @@ class Budget(Record):
             return 0.0
         last = round(first + epochs, 6)
         looks = math.floor(last) - math.floor(round(first, 6)) + (last % 1 > 0)
-        return self.live_shares[depth] * (epochs + self.scoring * looks) / self.epochs
+        scored = self.scoring * looks
+        # A pass is as long for a row that is scored as for one that is trained on, whose step is three passes or more.
+        passed = self._pass_share(depth) * (epochs + 3 * scored)
+        return (self.live_shares[depth] * (epochs + scored) + passed) / self.epochs
+
+    def _pass_share(self, depth: int) -> float:
+        return self.pass_shares[depth] if self.pass_shares else 0.0
 
 
 class Forecast(Record):
@@ -209,9 +222,9 @@ class Forecast(Record):
         depth: Number of frozen stages.
         stage_name: The last of them.
         parameters: Live parameter elements.
-        store_bytes: Bytes of the kept rows.
+        store_bytes: Bytes of the kept rows; 0 where they are computed anew.
         store_seconds: Seconds of the pass that computes them, those of shallower depths beside them.
-        train_seconds: Seconds to train all epochs.
+        train_seconds: Seconds to train all epochs, with the passes in which rows are computed anew.
         full_finetunes: Both, as a share of one full fine-tune.
         accuracy: Leave-one-out ridge accuracy of the features there, or None.
         low: Lower end of its 95 % interval.
@@ -249,6 +262,7 @@ class Plan(Record):
         views: Stored views of each sample.
         notes: What the user should know, in words.
         reason: What can be expected before training, and why these depths are tried, in words.
+        computed: Of the candidates, those whose rows are not kept but computed anew in every epoch.
     """
 
     budget: Budget
@@ -264,3 +278,4 @@ class Plan(Record):
     views: int = 1
     notes: tuple[str, ...] = ()
     reason: str = ""
+    computed: tuple[int, ...] = ()

@@ -1,7 +1,8 @@
 """What things cost: in full fine-tunes for decisions, in seconds and bytes for people to read."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from itertools import chain, combinations
 from typing import NamedTuple
 
 from frostline.records import Budget, CutGraph, Forecast, Rates, Recipe, Vote
@@ -36,6 +37,7 @@ class Race(NamedTuple):
         depths: Cuts, each an arm, from the shallowest.
         rates: Learning rates, in the order of trial.
         epochs: Of a lap, which each arm runs.
+        computed: Of the depths, those whose rows are computed anew in every epoch.
 
     Example:
         >>> Race(depths=(3, 7, 18), rates=(1e-3, 3e-4), epochs=1).depths
@@ -45,6 +47,12 @@ class Race(NamedTuple):
     depths: tuple[int, ...]
     rates: tuple[float, ...]
     epochs: float
+    computed: tuple[int, ...] = ()
+
+    @property
+    def deepest_kept(self) -> int:
+        """The deepest cut whose rows are kept; 0 where none are."""
+        return max((depth for depth in self.depths if depth not in self.computed), default=0)
 
     @property
     def first(self) -> float:
@@ -66,8 +74,31 @@ def apart(budget: Budget, depths: Iterable[int]) -> tuple[list[int], list[int]]:
         >>> apart(Budget(limit=1, reserve=0, epochs=9, race_epochs=1, live_shares=(1.0, 0.4, 0.01)), (0, 1, 2))
         ([2], [0, 1])
     """
-    cheap = [depth for depth in depths if budget.live_shares[depth] <= CHEAP]
+    cheap = [depth for depth in depths if budget.share(depth) <= CHEAP]
     return cheap, [depth for depth in depths if depth not in cheap]
+
+
+def worth_keeping(seconds: Mapping[int, float], row_bytes: Mapping[int, int], disk: int) -> tuple[int, ...]:
+    """Of some depths those whose rows are best kept on disk, where not all fit.
+
+    Any of them may be the one that is trained to the end, and an epoch needs each row once at every depth. So those
+    are kept whose passes take the most seconds together. A race has few depths, so that all sets of them are tried.
+
+    Args:
+        seconds: By depth: what the frozen part's pass takes that keeping the rows spares an epoch.
+        row_bytes: By depth: what all its rows take.
+        disk: Bytes that kept rows may take in all.
+
+    Returns:
+        The depths whose rows are kept; of sets that spare the same, the larger one, then the one of fewer bytes.
+
+    Example:
+        >>> worth_keeping({3: 2.0, 7: 5.0, 18: 9.0}, {3: 900, 7: 400, 18: 8}, 1000)
+        (7, 18)
+    """
+    sets = chain.from_iterable(combinations(seconds, count) for count in range(len(seconds) + 1))
+    fit = ((kept, taken) for kept in sets if (taken := sum(row_bytes[depth] for depth in kept)) <= disk)
+    return max(fit, key=lambda one: (math.fsum(seconds[depth] for depth in one[0]), len(one[0]), -one[1]))[0]
 
 
 def head_scale(depth: int, max_depth: int) -> float:
@@ -165,6 +196,7 @@ class Prices:
         valid_samples: N of the validation part.
         test_samples: N of the test part.
         views: Stored views of each training sample.
+        disk: Bytes that kept rows may take; None keeps all.
 
     Example:
         >>> from frostline.records import Cut, CutGraph, EngineReport, Rates, Recipe, Stage
@@ -205,6 +237,7 @@ class Prices:
         valid_samples: int,
         test_samples: int,
         views: int,
+        disk: int | None = None,
     ) -> None:
         self.graph = graph
         self.rates = rates
@@ -213,13 +246,16 @@ class Prices:
         self.train_samples = train_samples
         self.valid_samples = valid_samples
         self.test_samples = test_samples
+        self.disk = disk
         self.rows = train_samples * views + valid_samples
         self.steps = -(-train_samples // recipe.batch_size)
         self.full_seconds = rates.step_seconds * self.steps * epochs
 
     def budget(self, race: Race, *, limit: float) -> Budget:
         """The limit, and what passes, scoring and epochs cost: by operations or by seconds, whichever is more."""
-        shares = tuple(self._live_share(depth) for depth in range(self.graph.max_depth + 1))
+        depths = range(self.graph.max_depth + 1)
+        shares = tuple(self._live_share(depth) for depth in depths)
+        passes = tuple(self._pass_share(depth) if depth in race.computed else 0.0 for depth in depths)
         return Budget(
             limit=limit,
             reserve=max(self._reserve_counted(race), self._reserve_timed(race)) + OVERHEAD,
@@ -227,6 +263,7 @@ class Prices:
             race_epochs=race.epochs,
             live_shares=shares,
             scoring=max(self.valid_samples / (3 * self.train_samples), self._scoring_timed()),
+            pass_shares=passes if race.computed else (),
         )
 
     def _scoring_timed(self) -> float:
@@ -234,59 +271,96 @@ class Prices:
         return self.rates.score_seconds * self.valid_samples / epoch if epoch else 0.0
 
     def _live_share(self, depth: int) -> float:
-        timed = math.ceil(self.rates.live_seconds_share(depth) / STEP - 1e-6) * STEP
+        timed = _rounded_up(self.rates.live_seconds_share(depth))
         counted = 1.0 - self.graph.frozen_share(depth)
         # What is cheap in operations is not made dear by rounding.
         return max(counted, timed) if counted > CHEAP else counted
 
+    def _pass_share(self, depth: int) -> float:
+        epoch = self.rates.step_seconds * self.steps
+        # The last batch of an epoch is filled up, so it takes as long as a full one.
+        timed = self._pass_seconds(depth, self.steps * self.recipe.batch_size) / epoch if epoch else 0.0
+        return max(self.graph.frozen_share(depth) / 3, _rounded_up(timed))
+
+    def _pass_seconds(self, depth: int, rows: int) -> float:
+        rate = self.rates.engine.rows_per_second
+        return sum(self.rates.stage_seconds[:depth]) * rows / rate if rate else 0.0
+
     def _reserve_counted(self, race: Race) -> float:
-        # One pass up to the deepest fills the stores of all.
-        counted = self.train_samples + self.graph.frozen_share(race.depths[-1]) * self.rows
+        # One pass up to the deepest fills the stores of all; what is computed anew is scored once more at the end.
+        counted = self.train_samples + self.graph.frozen_share(race.deepest_kept) * self.rows
+        counted += self.graph.frozen_share(max(race.computed, default=0)) * self.valid_samples
         counted += 2 * self.test_samples + TIMED_STEPS * 3 * self.recipe.batch_size
         return counted / (3 * self.train_samples * self.epochs)
 
     def _reserve_timed(self, race: Race) -> float:
         seconds = self.rates.spent_seconds + 2 * self.test_samples * self.rates.score_seconds
-        seconds += self.store_seconds(race.depths[-1]) + len(race.depths) * self.rates.proof_seconds
+        seconds += self.store_seconds(race.deepest_kept) + len(race.depths) * self.rates.proof_seconds
+        seconds += self._pass_seconds(max(race.computed, default=0), self.valid_samples)
         return seconds / max(self.full_seconds, LEAST_SECONDS)
 
+    def computed(self, depths: Iterable[int]) -> tuple[int, ...]:
+        """Of the depths of a race those whose rows are computed anew, since not all fit on the disk."""
+        inner = [depth for depth in depths if depth]
+        if self.disk is None:
+            return ()
+        seconds = {depth: self.anew_seconds(depth) for depth in inner}
+        kept = worth_keeping(seconds, {depth: self.kept_bytes(depth) for depth in inner}, self.disk)
+        return tuple(depth for depth in inner if depth not in kept)
+
+    def kept_bytes(self, depth: int) -> int:
+        """Bytes of all rows that may come to be kept: those of the test part, too, where the depth is chosen."""
+        return self.graph.cuts[depth].bytes_per_sample * (self.rows + self.test_samples) if depth else 0
+
+    def anew_seconds(self, depth: int) -> float:
+        """Seconds in an epoch and its scoring that computing the rows anew takes."""
+        return self._pass_seconds(depth, self.steps * self.recipe.batch_size + self.valid_samples)
+
     def epoch_seconds(self, depth: int) -> float:
-        """Seconds to train one epoch and to score it."""
+        """Seconds to train one epoch on what the live part reads, and to score it."""
         live = self.rates.live_seconds_share(depth)
         return live * (self.rates.step_seconds * self.steps + self.rates.score_seconds * self.valid_samples)
 
     def store_seconds(self, depth: int) -> float:
         """Seconds of the pass that computes the kept rows, those of shallower depths beside them."""
-        rate = self.rates.engine.rows_per_second
-        return sum(self.rates.stage_seconds[:depth]) * self.rows / rate if rate else 0.0
+        return self._pass_seconds(depth, self.rows)
 
     def store_bytes(self, depth: int) -> int:
         """Bytes of the kept rows; at depth 0 the samples themselves are read."""
         return self.graph.cuts[depth].bytes_per_sample * self.rows if depth else 0
 
-    def forecast(self, depth: int, vote: Vote | None, *, is_candidate: bool) -> Forecast:
+    def forecast(self, depth: int, vote: Vote | None, race: Race) -> Forecast:
         """What freezing that many stages costs."""
-        store, train = self.store_seconds(depth), self.epoch_seconds(depth) * self.epochs
+        is_computed = depth in race.computed
+        store = 0.0 if is_computed else self.store_seconds(depth)
+        train = self._seconds(depth, race) * self.epochs
         return Forecast(
             depth=depth,
             stage_name=self.graph.stage_name(depth),
             parameters=sum(stage.parameters for stage in self.graph.stages[depth:]),
-            store_bytes=self.store_bytes(depth),
+            store_bytes=0 if is_computed else self.store_bytes(depth),
             store_seconds=store,
             train_seconds=train,
             full_finetunes=(store + train) / self.full_seconds if self.full_seconds else 0.0,
             accuracy=vote.accuracy if vote else None,
             low=vote.low if vote else None,
             high=vote.high if vote else None,
-            is_candidate=is_candidate,
+            is_candidate=depth in race.depths,
         )
+
+    def _seconds(self, depth: int, race: Race) -> float:
+        return self.epoch_seconds(depth) + (self.anew_seconds(depth) if depth in race.computed else 0.0)
 
     def search_seconds(self, race: Race, budget: Budget) -> float:
         """Predicted seconds of the stores, the race and the dearest finish that the budget allows."""
         left = budget.limit - race_cost(budget, race)
-        seconds = self.store_seconds(race.depths[-1])
-        lap = (sum(self.epoch_seconds(depth) for depth in kind) for kind in apart(budget, race.depths))
+        seconds = self.store_seconds(race.deepest_kept)
+        lap = (sum(self._seconds(depth, race) for depth in kind) for kind in apart(budget, race.depths))
         seconds += race.first * race.laps(*lap)
         return seconds + max(
-            self.epoch_seconds(depth) * affordable_epochs(left, depth, budget, race.first) for depth in race.depths
+            self._seconds(depth, race) * affordable_epochs(left, depth, budget, race.first) for depth in race.depths
         )
+
+
+def _rounded_up(share: float) -> float:
+    return math.ceil(share / STEP - 1e-6) * STEP

@@ -7,7 +7,7 @@ A run lives in one folder. Every file there is whole or absent, and whatever was
 import logging
 import shutil
 from collections.abc import Sequence
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from importlib.metadata import version
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -22,10 +22,10 @@ from frostline.claims import gather
 from frostline.comparing import by_key, chain_of
 from frostline.copies import copy_of
 from frostline.cost import stage_seconds, step_seconds
-from frostline.data import decoding_seconds, feed_of
+from frostline.data import Samples, decoding_seconds, feed_of
 from frostline.delta import apply_delta, save_delta
 from frostline.engines import LEAD, PRECISIONS, compiled, pick
-from frostline.errors import BadArgument, CutNotProven, FrostlineError, RunOfOtherArguments, StoreTooLarge
+from frostline.errors import BadArgument, CutNotProven, FrostlineError, RunOfOtherArguments
 from frostline.events import Event, Listener, silent
 from frostline.executors import Worker, in_turn
 from frostline.files import append_record, check_writable, free_bytes, hold, read_record, read_records, write_record
@@ -54,8 +54,8 @@ from frostline.reporting import report
 from frostline.result import Result
 from frostline.scoring import outputs_of, score
 from frostline.seeing import see
-from frostline.site import BATCH, Site, diary, fill, live_flops, proof, read_all, rows_of, set_out
-from frostline.splitting import Frozen, split
+from frostline.site import BATCH, Site, diary, fill, live_flops, passed, proof, read_all, rows_of, set_out
+from frostline.splitting import Frozen, Split, split
 from frostline.task import Task
 from frostline.tuning import load_best, train_step, tune
 
@@ -78,6 +78,7 @@ def fit(
     seed: int = 0,
     engine: str = "auto",
     precision: str = "auto",
+    disk: int | None = None,
     out: Path | str | None = None,
     listener: Listener | None = None,
 ) -> Result:
@@ -97,6 +98,9 @@ def fit(
         precision: "auto" computes kept rows in bfloat16 where that is measured to be worth it and differs by at most a
             hundredth of the largest value, and on a GPU trains in it where steps are measured to be 1.2 times as fast;
             "float32" never does. Votes and scores are always computed in float32.
+        disk: Bytes that kept rows may take; None, or more than that, takes what is free. The rows of depths for which
+            there is no room are computed anew in every epoch, at a price that the plan names. The plan settles it, so
+            that a run that is gone on with keeps to what it has.
         out: Run folder; None makes one under `runs/`, named after the task.
         listener: Hears every `Event`.
 
@@ -106,7 +110,6 @@ def fit(
     Raises:
         RunOfOtherArguments: The folder holds a run of other data, weights or settings.
         RunBusy: Another process works in the folder.
-        StoreTooLarge: The predicted rows do not fit on the disk. Raised before any is computed.
         CutNotProven: The asked depth cannot be split without changing what the network computes.
         AllTrialsFailed: No trial finished.
 
@@ -118,7 +121,7 @@ def fit(
         >>> fl.fit(fl.Task(net, *part), depth=1, epochs=2, engine="torch", out=tmp / "run").depth
         1
     """
-    check_arguments(budget, epochs, views, precision)
+    check_arguments(budget, epochs, views, precision, disk)
     folder = Path(out) if out is not None else Path("runs") / task.fingerprint[:8]
     asked = Arguments(
         task=task.fingerprint,
@@ -134,7 +137,7 @@ def fit(
     with hold(folder):
         claim(folder, asked)
         if not (folder / "evidence.json").exists():
-            carry_out(task, folder, asked, depth, listener or silent)
+            carry_out(task, folder, asked, depth, disk, listener or silent)
         if not (folder / "report.html").exists():
             report(folder)
         # The evidence is written last: from here on nobody needs the weights of the trials.
@@ -142,7 +145,7 @@ def fit(
         return Result(folder, read_record(folder / "evidence.json", Evidence), task.model)
 
 
-def check_arguments(budget: float, epochs: int | None, views: int, precision: str) -> None:
+def check_arguments(budget: float, epochs: int | None, views: int, precision: str, disk: int | None) -> None:
     """Refuse values outside their range before any work."""
     if not budget > 0:
         raise BadArgument(
@@ -154,6 +157,8 @@ def check_arguments(budget: float, epochs: int | None, views: int, precision: st
         raise BadArgument(f"BadArgument: views is {views}; at least 1 is needed, the plain picture.")
     if precision not in PRECISIONS:
         raise BadArgument(f"BadArgument: precision is {precision!r}; it must be one of {', '.join(PRECISIONS)}.")
+    if disk is not None and disk < 0:
+        raise BadArgument(f"BadArgument: disk is {disk}; it must be at least 0 bytes. Leave it out for what is free.")
 
 
 def claim(folder: Path, asked: Arguments) -> None:
@@ -177,19 +182,23 @@ def claim(folder: Path, asked: Arguments) -> None:
         )
 
 
-def carry_out(task: Task, folder: Path, asked: Arguments, depth: int | str, listener: Listener) -> None:
+def carry_out(
+    task: Task, folder: Path, asked: Arguments, depth: int | str, disk: int | None, listener: Listener
+) -> None:
     """Do whatever of the flow the folder does not hold yet."""
     with diary(folder, listener) as listen:
         site = set_out(task, folder, listen)
         wanted = None if depth == "auto" else site.graph.resolve(depth)
-        prior, plan = prepare(site, asked, wanted)
+        prior, plan = prepare(site, asked, wanted, disk=disk)
         trials = race(site, prior, plan, wanted)
         choice = choose(site.graph, trials)
         conclude(site, asked, prior, plan, trials, choice)
 
 
-def prepare(site: Site, asked: Arguments, wanted: int | None) -> tuple[Prior, Plan]:
-    """Votes and plan, each computed once and then read from the folder."""
+def prepare(
+    site: Site, asked: Arguments, wanted: int | None, *, disk: int | None, at: Path | None = None
+) -> tuple[Prior, Plan]:
+    """Votes and plan, each computed once and then read from the folder; `at` is where else rows would be kept."""
     prior_file, plan_file = site.folder / "prior.json", site.folder / "plan.json"
     if plan_file.exists():
         site.listener(Event(phase="measure", note="plan written", done=1, total=1))
@@ -198,6 +207,7 @@ def prepare(site: Site, asked: Arguments, wanted: int | None) -> tuple[Prior, Pl
     prior, found = first_pass(site, asked)
     write_record(prior_file, prior)
     read_all(site)
+    free = free_bytes(at or site.folder)
     with site.spent("measure"):
         recipe, rates = measure(site, found, Recipe(batch_size=BATCH), precision=asked.precision)
         plan = search.plan(
@@ -214,15 +224,7 @@ def prepare(site: Site, asked: Arguments, wanted: int | None) -> tuple[Prior, Pl
             depth=wanted,
             recipe=recipe,
             notes=site.task.notes,
-        )
-    free = free_bytes(site.folder)
-    if plan.store_bytes > free:
-        raise StoreTooLarge(
-            f"StoreTooLarge: the kept rows of depths {', '.join(map(str, plan.candidates))} take "
-            f"{plan.store_bytes / 1e9:.2f} GB, and {free / 1e9:.2f} GB are free at {site.folder}. "
-            "Free some space, give --out on another disk, or take a smaller --image-size or --views.",
-            needed=plan.store_bytes,
-            free=free,
+            disk=free if disk is None else min(disk, free),
         )
     write_record(plan_file, plan)
     site.listener(Event(phase="measure", note="plan written", done=1, total=1))
@@ -354,8 +356,9 @@ def run_trial(site: Site, prior: Prior, plan: Plan, spec: TrialSpec) -> Trial:
     valid = rows_of(site, parts, site.task.valid, part="valid", plan=plan)
     weights = site.folder / "weights"
     weights.mkdir(exist_ok=True)
+    before = passed(train, valid)
     try:
-        return tune(
+        trial = tune(
             parts.live,
             train,
             valid,
@@ -374,7 +377,9 @@ def run_trial(site: Site, prior: Prior, plan: Plan, spec: TrialSpec) -> Trial:
         raise
     except Exception as error:
         logger.warning("trial at depth %d failed", spec.depth, exc_info=True)
-        return Trial(spec=spec, failure=f"{type(error).__name__}: {error}")
+        trial = Trial(spec=spec, failure=f"{type(error).__name__}: {error}")
+    below = site.graph.flops - live_flops(site.graph, spec.depth)
+    return trial.model_copy(update={"flops": trial.flops + below * (passed(train, valid) - before)})
 
 
 def conclude(
@@ -397,11 +402,9 @@ def conclude(
         test = score(outputs_of(merged, site.task.test, batch_size=BATCH), site.task.test.labels)
         site.listener(Event(phase="test", note="the merged network in plain torch", done=1, total=1))
     look(site, merged, test, prior.doubts)
-    kept = rows_of(site, parts, site.task.test, part="test", plan=plan)
-    from_store = outputs_of(parts.live.eval(), kept, batch_size=BATCH).argmax(1)
-    differ = float((from_store != torch.tensor(test.predictions)).float().mean())
-    valid_rows = rows_of(site, parts, site.task.valid, part="valid", plan=plan)
-    valid = score(outputs_of(parts.live, valid_rows, batch_size=BATCH), site.task.valid.labels)
+    from_rows = live_outputs(site, parts, site.task.test, part="test", plan=plan).argmax(1)
+    differ = float((from_rows != torch.tensor(test.predictions)).float().mean())
+    valid = score(live_outputs(site, parts, site.task.valid, part="valid", plan=plan), site.task.valid.labels)
     write_record(site.folder / "model.json", model_card(site, choice, delta))
     data = site.task.summary or summary_of(site.task)
     evidence = gather(
@@ -422,6 +425,13 @@ def conclude(
     )
     write_record(site.folder / "evidence.json", evidence)
     return evidence
+
+
+def live_outputs(site: Site, parts: Split, samples: Samples, *, part: str, plan: Plan) -> torch.Tensor:
+    """Run the live part over what it reads; rows that are not kept are computed meanwhile, at a cost."""
+    rows = rows_of(site, parts, samples, part=part, plan=plan)
+    with site.spent("store") if parts.depth in plan.computed else nullcontext():
+        return outputs_of(parts.live, rows, batch_size=BATCH)
 
 
 def look(site: Site, tuned: nn.Module, test: Score, doubts: Sequence[Doubt]) -> None:
@@ -475,14 +485,15 @@ def cost_of(site: Site, plan: Plan, trials: tuple[Trial, ...], choice: Choice) -
     trained, checked, tested = len(task.train), len(task.valid), len(task.test)
     rows = trained * plan.views + checked
     # One pass up to the deepest filled the stores of all.
-    stored = graph.frozen_share(max(trial.spec.depth for trial in trials)) * forward * rows
-    scoring = forward * tested * (1 + graph.frozen_share(choice.depth))
+    deepest = max((trial.spec.depth for trial in trials if trial.spec.depth not in plan.computed), default=0)
+    stored = graph.frozen_share(deepest) * forward * rows
+    below, is_computed = graph.frozen_share(choice.depth) * forward, choice.depth in plan.computed
+    # What is computed anew is so for the last scoring of the validation part, too.
+    scoring = forward * tested + below * (tested + is_computed * checked)
     timing = 5 * 3 * forward * BATCH
     flops = forward * trained + stored + scoring + timing + sum(trial.flops for trial in trials)
     specs = by_key(trials)
-    kept = graph.frozen_share(choice.depth) * forward * rows + sum(
-        trial.flops for trial in chain_of(specs[choice.trial], specs)
-    )
+    own = sum(trial.flops for trial in chain_of(specs[choice.trial], specs))
     seconds = dict(site.clock.by_phase) | {"train": sum(trial.seconds for trial in trials)}
     steps = plan.budget.epochs * -(-trained // plan.recipe.batch_size)
     return Cost(
@@ -491,7 +502,7 @@ def cost_of(site: Site, plan: Plan, trials: tuple[Trial, ...], choice: Choice) -
         full_finetune_seconds=plan.rates.step_seconds * steps,
         full_finetune_flops=3.0 * forward * trained * plan.budget.epochs,
         by_phase=tuple(seconds.items()),
-        search_flops=flops - scoring - kept,
+        search_flops=flops - scoring - own - (0.0 if is_computed else below * rows),
     )
 
 
@@ -505,6 +516,7 @@ def plan(
     seed: int = 0,
     engine: str = "auto",
     precision: str = "auto",
+    disk: int | None = None,
     listener: Listener | None = None,
 ) -> Plan:
     """Say what every depth would cost, without training.
@@ -518,6 +530,7 @@ def plan(
         seed: As in `fit`.
         engine: As in `fit`.
         precision: As in `fit`.
+        disk: As in `fit`; None takes what is free where runs lie by default.
         listener: Hears every `Event`.
 
     Returns:
@@ -531,7 +544,7 @@ def plan(
         >>> [forecast.depth for forecast in fl.plan(fl.Task(net, *part), engine="torch").forecasts]
         [0, 1]
     """
-    check_arguments(budget, epochs, views, precision)
+    check_arguments(budget, epochs, views, precision, disk)
     asked = Arguments(
         task=task.fingerprint,
         depth=str(depth),
@@ -545,4 +558,4 @@ def plan(
     with TemporaryDirectory() as folder:
         site = set_out(task, Path(folder), listener or silent)
         wanted = None if depth == "auto" else site.graph.resolve(depth)
-        return prepare(site, asked, wanted)[1]
+        return prepare(site, asked, wanted, disk=disk, at=Path("runs"))[1]

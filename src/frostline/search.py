@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from statistics import fmean
 from typing import NamedTuple
 
-from frostline.amounts import interval, share
+from frostline.amounts import byte_count, interval, share
 from frostline.comparing import by_key, is_within, loss_gap, paired
 from frostline.prices import CHEAP, Prices, Race, affordable_epochs, apart, head_scale, most_cost
 from frostline.records import Budget, CutGraph, Plan, Prior, Rates, Recipe, Trial, TrialSpec
@@ -96,6 +96,7 @@ def plan(
     depth: int | None,
     recipe: Recipe,
     notes: Sequence[str] = (),
+    disk: int | None = None,
 ) -> Plan:
     """Say which depths will be tried, and what everything will cost.
 
@@ -116,6 +117,8 @@ def plan(
         depth: None searches; a number trains that depth alone, whatever the limit.
         recipe: How every arm is trained but for its rate.
         notes: What the user should know of the data, in words.
+        disk: Bytes that kept rows may take; the rows of what does not fit are computed anew in every epoch. None
+            keeps all.
 
     Returns:
         The plan.
@@ -144,9 +147,10 @@ def plan(
         valid_samples=valid_samples,
         test_samples=test_samples,
         views=views,
+        disk=disk,
     )
     race, budget, added = _meant(prices, prior, depth, limit)
-    said = (*notes, *added)
+    said = (*notes, *added, *_said_of_computed(prices, race, budget))
     if valid_samples < FEW:
         said += (_COARSE.format(samples=valid_samples, points=100 * math.sqrt(DISAGREEMENT / max(1, valid_samples))),)
     if prior.doubts:
@@ -163,14 +167,15 @@ def plan(
         recipe=recipe,
         candidates=race.depths,
         learning_rates=race.rates,
-        forecasts=tuple(prices.forecast(d, votes.get(d), is_candidate=d in race.depths) for d in graph.open_depths),
+        forecasts=tuple(prices.forecast(d, votes.get(d), race) for d in graph.open_depths),
         seconds=seconds,
-        store_bytes=sum(prices.store_bytes(d) for d in race.depths),
+        store_bytes=sum(prices.store_bytes(d) for d in race.depths if d not in race.computed),
         full_finetune_seconds=prices.full_seconds,
         seed=seed,
         views=views,
         notes=said,
         reason=_expectation(graph, prior, race) if depth is None else "",
+        computed=race.computed,
     )
 
 
@@ -255,6 +260,26 @@ _FAST = (
     "network is so fast that passes and proofs weigh more than training."
 )
 
+_COMPUTED = (
+    "The rows of depth {depth} would take {needed}, and kept rows may take {allowed}{others}: they are computed anew "
+    "in every epoch, which costs {more} of a full fine-tune more over all epochs."
+)
+
+
+def _said_of_computed(prices: Prices, race: Race, budget: Budget) -> Iterator[str]:
+    kept = [depth for depth in race.depths if depth and depth not in race.computed]
+    taken = byte_count(sum(map(prices.kept_bytes, kept)))
+    others = f", of which those of depth {' and '.join(map(str, kept))} take {taken}" if kept else ""
+    with_rows = budget.model_copy(update={"pass_shares": ()})
+    for depth in race.computed:
+        yield _COMPUTED.format(
+            depth=depth,
+            needed=byte_count(prices.kept_bytes(depth)),
+            allowed=byte_count(prices.disk or 0),
+            others=others,
+            more=share(budget.cost(depth, budget.epochs) - with_rows.cost(depth, budget.epochs)),
+        )
+
 
 def _meant(prices: Prices, prior: Prior, depth: int | None, limit: float) -> tuple[Race, Budget, tuple[str, ...]]:
     """What will be raced, within which budget, and what is to be said of it."""
@@ -292,7 +317,8 @@ def _head_alone(prices: Prices, limit: float) -> tuple[Race, Budget, tuple[str, 
 
 
 def _race(depths: tuple[int, ...], rates: tuple[float, ...], lap: int, prices: Prices) -> Race:
-    return Race(depths, rates, epochs=epochs_for(lap, prices.steps, prices.epochs / 6))
+    epochs = epochs_for(lap, prices.steps, prices.epochs / 6)
+    return Race(depths, rates, epochs=epochs, computed=prices.computed(depths))
 
 
 def _fixed(prices: Prices, depth: int, limit: float) -> tuple[Race, Budget, tuple[str, ...]]:

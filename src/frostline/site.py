@@ -12,11 +12,12 @@ from frostline.carrying import carried, device_of
 from frostline.copies import copy_of
 from frostline.cost import Clock
 from frostline.data import Pictures, Rows, Samples, settle
-from frostline.engines import Compiled, compiled
+from frostline.engines import Compiled, Compiler, compiled
 from frostline.errors import BadArgument
 from frostline.events import Event, Listener
 from frostline.features import FeatureStore, cache_all
 from frostline.files import append_record, read_record, write_record
+from frostline.recomputing import Recomputed
 from frostline.records import CutGraph, Plan, Spent
 from frostline.splitting import Frozen, Split, depths_of, prove
 from frostline.task import Task
@@ -37,6 +38,7 @@ class Site:
     clock: Clock
     listener: Listener
     engines: dict[tuple[tuple[int, ...], str, str, torch.dtype], Compiled] = field(default_factory=dict)
+    recomputed: dict[tuple[str, int], Recomputed] = field(default_factory=dict)
 
     @property
     def device(self) -> torch.device:
@@ -137,18 +139,26 @@ def with_views(samples: Samples, views: int) -> Samples:
 
 
 def fill(site: Site, depths: Sequence[int], plan: Plan) -> None:
-    """Keep the rows of all these depths, in one pass over the training part and one over the validation part."""
-    frozen = [Frozen(site.base, site.graph, depth) for depth in depths if depth]
+    """Keep the rows of all these depths that the plan keeps, in one pass over each of training and validation part."""
+    kept = [depth for depth in depths if depth and depth not in plan.computed]
+    frozen = [Frozen(site.base, site.graph, depth) for depth in kept]
     if frozen:
         for part, samples in (("train", site.task.train), ("valid", site.task.valid)):
             _stored(site, frozen, samples, part=part, plan=plan)
 
 
 def rows_of(site: Site, parts: Split, samples: Samples, *, part: str, plan: Plan) -> Rows:
-    """What the live part reads: the samples themselves at depth 0, else the kept rows."""
+    """What the live part reads: the samples themselves at depth 0, else rows, kept or computed anew by the plan."""
     if parts.depth == 0:
         return with_views(samples, _views(part, plan))
+    if parts.depth in plan.computed:
+        return _recomputed(site, parts.frozen, samples, part=part, plan=plan)
     return _stored(site, [parts.frozen], samples, part=part, plan=plan)[0]
+
+
+def passed(*rows: Rows) -> int:
+    """How many of these rows were computed anew so far."""
+    return sum(each.passed for each in rows if isinstance(each, Recomputed))
 
 
 def _views(part: str, plan: Plan) -> int:
@@ -159,16 +169,6 @@ def _stored(
     site: Site, frozen: Sequence[Frozen], samples: Samples, *, part: str, plan: Plan
 ) -> tuple[FeatureStore, ...]:
     report, views = plan.rates.engine, _views(part, plan)
-
-    def compiler(module: nn.Module, example: tuple[torch.Tensor, ...], *, engine: str, precision: str) -> Compiled:
-        # Compiling takes seconds; training, validation and test part of the same cuts share it.
-        # Further views of a picture are no bytes, so the training part may be fed otherwise than the others.
-        key = (depths_of(module), engine, precision, example[0].dtype)
-        if key not in site.engines:
-            with site.spent("compile"):
-                site.engines[key] = compiled(module, example, engine=engine, precision=precision, piece=report.piece)
-        return site.engines[key]
-
     with site.spent("store"):
         return cache_all(
             frozen,
@@ -178,6 +178,35 @@ def _stored(
             precision=report.precision,
             views=views,
             batch_size=BATCH,
-            compiler=compiler,
+            compiler=_compiler(site, report.piece),
             listener=site.listener,
         )
+
+
+def _recomputed(site: Site, frozen: Frozen, samples: Samples, *, part: str, plan: Plan) -> Recomputed:
+    report, views, key = plan.rates.engine, _views(part, plan), (part, frozen.depths[0])
+    if key not in site.recomputed:
+        with site.spent("store"):
+            site.recomputed[key] = Recomputed(
+                frozen,
+                with_views(samples, views),
+                engine=report.engine,
+                precision=report.precision,
+                compiler=_compiler(site, report.piece),
+                views=views,
+                batch_size=BATCH,
+            )
+    return site.recomputed[key]
+
+
+def _compiler(site: Site, piece: int) -> Compiler:
+    def compiler(module: nn.Module, example: tuple[torch.Tensor, ...], *, engine: str, precision: str) -> Compiled:
+        # Compiling takes seconds; training, validation and test part of the same cuts share it.
+        # Further views of a picture are no bytes, so the training part may be fed otherwise than the others.
+        key = (depths_of(module), engine, precision, example[0].dtype)
+        if key not in site.engines:
+            with site.spent("compile"):
+                site.engines[key] = compiled(module, example, engine=engine, precision=precision, piece=piece)
+        return site.engines[key]
+
+    return compiler

@@ -35,7 +35,7 @@ from frostline.result import Result
 from frostline.sampling import Chosen, drawn, mislabelled
 from frostline.scoring import outputs_of, score
 from frostline.similarity import FEWEST, similarity
-from frostline.site import BATCH, Site, diary, live_flops, proof, read_all, rows_of, set_out
+from frostline.site import BATCH, Site, diary, live_flops, passed, proof, read_all, rows_of, set_out
 from frostline.sources import load_task
 from frostline.splitting import Split, split
 from frostline.task import Task
@@ -333,7 +333,7 @@ def train(bench: Bench, attempt: Attempt, workshop: Path) -> Outcome:
         return Outcome(attempt=attempt, failure=f"the cut is not proven: {reason}")
     site = replace(bench.site, base=network_of(bench, attempt))
     if attempt.prefix != "pretrained":
-        site = replace(site, folder=workshop, engines={})
+        site = replace(site, folder=workshop, engines={}, recomputed={})
     parts = split(site.base, graph, spec.depth)
     every, valid, test = (
         rows_of(site, parts, samples, part=part, plan=bench.plan)
@@ -343,6 +343,7 @@ def train(bench: Bench, attempt: Attempt, workshop: Path) -> Outcome:
     rows, labels = Chosen(every, numbers), task.train.labels[numbers]
     given = mislabelled(labels, attempt.noise, classes=len(task.classes), seed=spec.seed)
     warm = warm_head(bench, attempt, site.base, numbers=numbers, labels=given, folder=workshop)
+    before = passed(every, valid)
     with metered(next(parts.live.parameters()).device) as energy:
         trial = tune(
             parts.live,
@@ -358,15 +359,16 @@ def train(bench: Bench, attempt: Attempt, workshop: Path) -> Outcome:
             flops_per_sample=live_flops(graph, spec.depth),
             listener=site.listener,
         )
-    passed = len(numbers) * bench.plan.views + len(task.valid)
+    below = graph.frozen_share(spec.depth) * graph.flops
+    kept = 0 if spec.depth in bench.plan.computed else len(numbers) * bench.plan.views + len(task.valid)
     outcome = Outcome(
         attempt=attempt,
         curve=trial.curve,
         best_epoch=trial.best_epoch,
         seconds=trial.seconds,
         pass_seconds=pass_seconds(every) * len(numbers) / len(task.train) + pass_seconds(valid),
-        flops=trial.flops,
-        pass_flops=graph.frozen_share(spec.depth) * graph.flops * passed,
+        flops=trial.flops + below * (passed(every, valid) - before),
+        pass_flops=below * kept,
         joules=energy.joules,
         failure=trial.failure,
     )

@@ -47,6 +47,18 @@ def test_the_rows_of_all_depths_are_one_pass_to_the_deepest_and_the_test_part_at
     assert row["ratio"] == share(12.1 / (forecast.store_seconds + tested))
 
 
+def test_depths_whose_rows_are_computed_anew_have_no_pass_but_that_of_the_last_scoring(fake_evidence):
+    evidence = fake_evidence()
+    raced = {trial.spec.depth for trial in evidence.trials}
+    plan = evidence.plan.model_copy(update={"computed": tuple(sorted(raced))})
+    rates = plan.rates
+    scored = sum(rates.stage_seconds[: evidence.choice.depth]) * (evidence.test.samples + evidence.valid.samples)
+
+    row = told(evidence.model_copy(update={"plan": plan}), "rows kept of all depths")
+
+    assert row["predicted"] == duration(scored / rates.engine.rows_per_second)
+
+
 def test_race_and_last_trainings_are_told_apart_and_added_up(fake_evidence):
     evidence = fake_evidence(failed=False)
     last = sum(trial.seconds for trial in evidence.trials if trial.spec.parent)

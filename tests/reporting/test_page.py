@@ -6,6 +6,7 @@ import pytest
 
 from frostline.amounts import decimal, share
 from frostline.records import Choice
+from frostline.reporting import render
 from frostline.reporting.page import headline, page, run_folder
 
 
@@ -115,6 +116,21 @@ def test_predictions_that_differ_from_the_store_are_reported(fake_evidence):
 
     assert said["changed"] == "2 of 400"
     assert any(caveat.startswith("2 of 400 test predictions (.005)") for caveat in said["caveats"])
+
+
+def test_rows_that_are_computed_anew_are_said_to_be(fake_evidence, tmp_path):
+    kept = fake_evidence().model_copy(update={"disagreement": 0.005})
+    evidence = kept.model_copy(update={"plan": kept.plan.model_copy(update={"computed": (7,)})})
+
+    said, before = page(evidence), page(kept)
+    text = render(evidence, tmp_path / "report.html").read_text("utf-8")
+
+    assert [row["store"] == "computed anew" for row in said["depths"]] == [r["depth"] == 7 for r in said["depths"]]
+    assert said["cards"][2]["note"].endswith("of the work, computed in every epoch")
+    assert before["cards"][2]["note"].endswith("of the work, computed once")
+    assert any("when made from rows that are computed anew" in caveat for caveat in said["caveats"])
+    assert "computed in every epoch</span>" in text
+    assert "when made from rows that are computed anew: 2 of 400" in text
 
 
 def test_failed_trials_say_why(fake_evidence):

@@ -112,7 +112,16 @@ def test_control_compares_freezing_without_a_store(setting):
 
     assert f"{3 / (3 - 2 * share):.2f} times as many as freezing without a store" in control
     assert "4.00 times as many as freezing with one" in control
-    assert "the peak of memory is 900 MB without and 400 MB with it" in control
+    assert "the peak of memory is 900 MB without a store and 400 MB with one" in control
+
+
+def test_rows_computed_anew_are_said_to_be(setting):
+    plan = setting.evidence.plan.model_copy(update={"computed": (7,)})
+
+    claim = judged(Setting(setting.evidence.model_copy(update={"plan": plan}), seeds=(1, 2, 3)), pass_seconds=0.0)
+
+    assert "the passes over the samples in every epoch counted" in claim.sentence
+    assert "as many as freezing with rows computed anew in every epoch" in claim.control
 
 
 def test_memory_that_could_not_be_measured_leaves_the_verdict(setting):

@@ -213,6 +213,16 @@ def test_frozen_arm_costs_its_live_part_and_one_pass(fake_evidence):
     assert price(setting.evidence, setting.frozen(1)) == pytest.approx(live + (1 - live) / (3 * epochs))
 
 
+def test_frozen_arm_whose_rows_are_computed_anew_costs_its_passes_and_none_before(fake_evidence):
+    evidence = fake_evidence()
+    depths = range(len(evidence.plan.budget.live_shares))
+    budget = evidence.plan.budget.model_copy(update={"pass_shares": tuple(0.25 * (d == 7) for d in depths)})
+    plan = evidence.plan.model_copy(update={"budget": budget, "computed": (7,)})
+    setting = Setting(evidence.model_copy(update={"plan": plan}), (1,))
+
+    assert price(setting.evidence, setting.frozen(1)) == pytest.approx(budget.live_shares[7] + 0.25)
+
+
 def test_weights_drawn_anew_cost_a_pass_more(fake_evidence):
     setting = Setting(fake_evidence(), (1,))
 

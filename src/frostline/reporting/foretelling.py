@@ -43,12 +43,17 @@ def foretold(evidence: Evidence) -> tuple[dict[str, Any], ...]:
 
 
 def _stores(evidence: Evidence) -> float:
-    """Seconds of one pass to the deepest cut tried, and of the test part's rows at the chosen one."""
-    plan = evidence.plan
-    deepest = max((trial.spec.depth for trial in evidence.trials), default=evidence.choice.depth)
+    """Seconds of one pass to the deepest cut tried whose rows are kept, and of the test part's at the chosen one.
+
+    What is computed anew is so for the last scoring of the validation part, too.
+    """
+    plan, choice = evidence.plan, evidence.choice
+    tried = [trial.spec.depth for trial in evidence.trials] or [choice.depth]
+    deepest = max((depth for depth in tried if depth not in plan.computed), default=0)
     kept = sum(forecast.store_seconds for forecast in plan.forecasts if forecast.depth == deepest)
     rate = plan.rates.engine.rows_per_second
-    tested = sum(plan.rates.stage_seconds[: evidence.choice.depth]) * evidence.test.samples
+    scored = evidence.test.samples + (evidence.valid.samples if choice.depth in plan.computed else 0)
+    tested = sum(plan.rates.stage_seconds[: choice.depth]) * scored
     return kept + (tested / rate if rate else 0.0)
 
 

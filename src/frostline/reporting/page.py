@@ -42,7 +42,7 @@ def page(evidence: Evidence) -> Row:
         "when": when(evidence.created),
         "cards": cards(evidence),
         "strip": strip(evidence),
-        "frozen_share": _whole_percent(graph.frozen_share(choice.depth)),
+        "frozen_work": frozen_work(evidence),
         "live_share": _whole_percent(1 - graph.frozen_share(choice.depth)),
         "rivals": rivals(evidence),
         "caveats": caveats(evidence),
@@ -51,6 +51,7 @@ def page(evidence: Evidence) -> Row:
         "trials": trials(evidence),
         "mistakes": mistakes(evidence),
         "classes": classes(evidence),
+        "rows": _rows_read(evidence),
         "changed": f"{round(evidence.disagreement * evidence.test.samples):,} of {evidence.test.samples:,}",
         "cost": cost(evidence),
         "data": data(evidence),
@@ -127,9 +128,7 @@ def cards(evidence: Evidence) -> tuple[Row, ...]:
             "name": "Frozen stages",
             "value": str(choice.depth),
             "spread": f"of {graph.max_depth} before the head",
-            "note": f"{_whole_percent(graph.frozen_share(choice.depth))} of the work, computed once"
-            if choice.depth
-            else "the whole network is trained",
+            "note": frozen_work(evidence) if choice.depth else "the whole network is trained",
         },
         {
             "name": "Live parameters",
@@ -208,6 +207,17 @@ def _rival(rival: Rival) -> Row:
     }
 
 
+def frozen_work(evidence: Evidence) -> str:
+    """How much of the work is frozen, and how often that is computed."""
+    depth = evidence.choice.depth
+    often = "in every epoch" if depth in evidence.plan.computed else "once"
+    return f"{_whole_percent(evidence.graph.frozen_share(depth))} of the work, computed {often}"
+
+
+def _rows_read(evidence: Evidence) -> str:
+    return "rows that are computed anew" if evidence.choice.depth in evidence.plan.computed else "the stored rows"
+
+
 def caveats(evidence: Evidence) -> tuple[str, ...]:
     """What a reader could misread, in words."""
     choice, test = evidence.choice, evidence.test
@@ -235,7 +245,7 @@ def caveats(evidence: Evidence) -> tuple[str, ...]:
         count = round(evidence.disagreement * test.samples)
         found.append(
             f"{count:,} of {test.samples:,} test predictions ({share(evidence.disagreement)}) come out differently "
-            "when made from the stored rows; the accuracy shown is that of the whole network in plain PyTorch."
+            f"when made from {_rows_read(evidence)}; the accuracy shown is that of the whole network in plain PyTorch."
         )
     return (*found, *map(visible, evidence.plan.notes))
 
@@ -246,6 +256,8 @@ def depths(evidence: Evidence) -> tuple[Row, ...]:
     votes = {vote.depth: vote for vote in evidence.prior.votes}
     trained: dict[int, Any] = {rival.depth: rival for rival in choice.rivals} | {choice.depth: chosen_score(evidence)}
     forecasts = {forecast.depth: forecast for forecast in evidence.plan.forecasts}
+    stores = {depth: byte_count(forecast.store_bytes) for depth, forecast in forecasts.items()}
+    stores |= dict.fromkeys(evidence.plan.computed, "computed anew")
     rows = []
     for depth in sorted({*votes, *trained, *forecasts}):
         vote, score, forecast = votes.get(depth), trained.get(depth), forecasts.get(depth)
@@ -256,7 +268,7 @@ def depths(evidence: Evidence) -> tuple[Row, ...]:
                 "probe": interval(vote.accuracy, vote.low, vote.high) if vote else "",
                 "valid": interval(score.accuracy, score.low, score.high) if score else "",
                 "cost": share(forecast.full_finetunes) if forecast else "",
-                "store": byte_count(forecast.store_bytes) if forecast else "",
+                "store": stores.get(depth, ""),
                 "is_chosen": depth == choice.depth,
             }
         )

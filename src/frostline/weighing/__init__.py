@@ -128,8 +128,9 @@ def price(evidence: Evidence, attempt: Attempt) -> float:
         attempt: What would be tried.
 
     Returns:
-        Cost in full fine-tunes: training on its samples and the pass over them, a further pass for the head of
-        weights drawn anew, one pass for a probe; nothing for a look at memory, which takes a few steps.
+        Cost in full fine-tunes: training on its samples and the pass over them where rows are kept, a further
+        pass for the head of weights drawn anew, one pass for a probe; nothing for a look at memory, which takes a few
+        steps.
 
     Example:
         >>> import inspect
@@ -145,7 +146,8 @@ def price(evidence: Evidence, attempt: Attempt) -> float:
             return forward
     trial, whole = attempt.trial, Setting(evidence, ()).train_samples
     is_altered = attempt.prefix != "pretrained" or attempt.rest != "pretrained"
-    passes = 1 - budget.live_shares[trial.depth] + is_altered
+    is_kept = trial.depth not in evidence.plan.computed
+    passes = is_kept * (1 - budget.live_shares[trial.depth]) + is_altered
     return (attempt.samples or whole) / whole * (budget.cost(trial.depth, trial.epochs) + passes * forward)
 
 

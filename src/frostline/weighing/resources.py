@@ -75,8 +75,9 @@ def _sentence(setting: Setting, arms: Sequence[Sequence[Outcome]], ratio: Effect
         "does not hold": "Freezing saves no time that matters here.",
         "not decided": f"With {len(arms[0])} seeds that may be chance.",
     }[verdict]
+    passes = "passes over the samples in every epoch" if _is_computed(setting) else "one pass over the samples"
     return (
-        f"{setting.place}, training takes {frozen}, the one pass over the samples counted; with nothing frozen "
+        f"{setting.place}, training takes {frozen}, the {passes} counted; with nothing frozen "
         f"{full}, that is {times_text(ratio)} as long. {said}{setting.note}"
     )
 
@@ -92,8 +93,13 @@ def _control(setting: Setting, arms: Sequence[Sequence[Outcome]], outcomes: Outc
     return (
         "Freezing may save as much without keeping any rows. Counted in operations, full fine-tuning takes "
         f"{share(unstored)} times as many as freezing without a store, and {share(full / frozen)} times as many as "
-        f"freezing with one; the peak of memory is {unstored_peak} without and {stored_peak} with it."
+        f"freezing with {'rows computed anew in every epoch' if _is_computed(setting) else 'one'}; the peak of memory "
+        f"is {unstored_peak} without a store and {stored_peak} with one."
     )
+
+
+def _is_computed(setting: Setting) -> bool:
+    return setting.depth in setting.evidence.plan.computed
 
 
 # --- what else can be seen --------------------------------------------------------------------
