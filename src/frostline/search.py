@@ -67,18 +67,20 @@ FEWEST_A_CLASS = 10
 DISAGREEMENT = 0.1
 """Share of samples on which two good depths differ, which sets the standard error of their difference."""
 
-RACES = (
-    (3, 3, LAP_STEPS),
-    (3, 2, LAP_STEPS),
+CLEAR_ERRORS = 2.0
+"""Paired standard errors by which an arm of the race, or a third learning rate, has to be ahead to count as better."""
+
+USUAL_RACES = ((3, 3, LAP_STEPS), (3, 2, LAP_STEPS))
+"""Depths and learning rates that a race may have at most, and the steps of a lap, in the order of preference. A third
+rate is seldom tried even where it is paid for."""
+
+SMALLER_RACES = (
     (3, 2, SHORT_LAP_STEPS),
     (2, 2, LAP_STEPS),
     *((depths, rates, SHORT_LAP_STEPS) for depths, rates in ((2, 2), (3, 1), (2, 1))),
 )
-"""Depths and learning rates that a race may have at most, and the steps of a lap, in the order of preference. The
-shallow depth has been the best one most often, so it goes late. A third rate is seldom tried even where it is paid for,
-so the first two count as the usual race."""
-
-_USUAL = 2
+"""The same where the budget pays for none of these. The shallow depth has been the best one most often, so it goes
+late."""
 
 
 def plan(
@@ -295,7 +297,7 @@ def _meant(prices: Prices, prior: Prior, depth: int | None, limit: float) -> tup
 def _searched(prices: Prices, depths: tuple[int, ...], limit: float) -> tuple[Race, Budget, tuple[str, ...]]:
     """The largest race that leaves enough for its dearest arm to go on."""
     finish = LEAST_FINISH * prices.epochs
-    for most, count, lap in RACES:
+    for most, count, lap in (*USUAL_RACES, *SMALLER_RACES):
         kept = depths if most >= len(depths) else depths[-most:]
         race = _race(kept, LEARNING_RATES[:count] if count > 1 else (SAFE_RATE,), lap, prices)
         budget = prices.budget(race, limit=limit)
@@ -303,7 +305,7 @@ def _searched(prices: Prices, depths: tuple[int, ...], limit: float) -> tuple[Ra
             smaller = _SMALLER.format(
                 limit=share(limit), depths=len(kept), rates=len(race.rates), steps=round(race.epochs * prices.steps)
             )
-            return race, budget, () if (most, count, lap) in RACES[:_USUAL] else (smaller,)
+            return race, budget, () if (most, count, lap) in USUAL_RACES else (smaller,)
     return _head_alone(prices, limit)
 
 
@@ -481,7 +483,7 @@ def _is_clearly_ahead(laps: Sequence[_Lap], others: Sequence[_Lap]) -> bool:
         [fmean(each) for each in zip(*(lap.promises for lap in some), strict=True)] for some in (laps, others)
     )
     difference, error = paired(theirs, ours, laps[0].late.sample_weights)
-    return difference > 2 * error
+    return difference > CLEAR_ERRORS * error
 
 
 def _ahead(laps: Sequence[_Lap], usual: Sequence[float]) -> _Lap | None:
@@ -498,7 +500,7 @@ def _ahead(laps: Sequence[_Lap], usual: Sequence[float]) -> _Lap | None:
     leader = min(own.values(), key=lambda trial: (trial.loss, trial.spec.depth), default=None)
     if leader is None:
         return None
-    shallowest = min(depth for depth, best in own.items() if _is_near(*loss_gap(best, leader)))
+    shallowest = min(depth for depth, best in own.items() if _is_tied(*loss_gap(best, leader)))
     return _most_promising(by_depth[shallowest], usual)
 
 
@@ -511,8 +513,8 @@ def _most_promising(laps: Sequence[_Lap], usual: Sequence[float]) -> _Lap | None
     return best
 
 
-def _is_near(difference: float, error: float) -> bool:
-    return is_within(difference, 2 * error)
+def _is_tied(difference: float, error: float) -> bool:
+    return is_within(difference, CLEAR_ERRORS * error)
 
 
 def _begun(plan: Plan, depth: int, rate: float, epochs: float) -> TrialSpec:
