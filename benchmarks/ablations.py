@@ -2,51 +2,48 @@
 
     python benchmarks/ablations.py rules --json OUT
     python benchmarks/ablations.py trained TASK --work FOLDER [--json OUT] [--jobs 2]
+    python benchmarks/ablations.py summary [--json OUT]
 
 `rules` trains nothing. The truth (benchmarks/truth.py) holds every depth as an arm of a race at each rate,
 scored after 10, 20, 40 and 80 steps, and trained in full; so a search with other arms, laps, judges or ties
 is played through, and the depth that it ends with is worth what the truth says. Regret is to the cross-fitted
 oracle of benchmarks/regret.py; cost is in full fine-tunes, by operations.
 
-`trained` varies what the truth does not hold, at one middle depth of one task: the start of the head, a restart
-in place of going on, stored views, half precision in the store, only the norms or only the first stage
-trained, fewer samples. Rows are kept under FOLDER; started again, it goes on where it stopped.
+`trained` varies what the truth does not hold, on one task (benchmarks/ablation_parts.py): the start of the head,
+going on from an arm of the race, stored views, half precision in the store, only the norms or only the first
+stage trained, shorter trainings, fewer samples, regressions in closed form, the tangent probe. Rows are kept under
+FOLDER; started again, it goes on where it stopped.
+
+`summary` compares what was trained with the truth's own training of that depth, over all tasks.
 """
 
 import argparse
 import base64
 import json
-import os
 import random
 import statistics
-import time
-from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from multiprocessing import get_context
+from functools import partial
+from itertools import product
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_args
 
 import numpy as np
-import torch
+from ablation_parts import ALONE, CLOSED, FEWER, SHORTER, TANGENT, TANGENT_ROWS, Truth, best_rate, in_full, train_all
 from regret import RESULTS, TRUTH, bootstrap, hits_of, regret, truth_of, worth
 from rivals import share_of
-from safetensors.torch import load_file, save_file
 from stamps import stamp
 from tasks import TASKS
-from torch import nn
-from truth import BATCH, SEEDS, Bench, arm_of, bits, opened, rows_in, spec_of
+from truth import SEEDS
 
-import frostline as fl
 from frostline.comparing import paired
-from frostline.probing import Pooled, ridge
-from frostline.records import TrialSpec
-from frostline.sampling import Chosen, drawn
-from frostline.scoring import outputs_of
 from frostline.search import LEARNING_RATES, LIVE_TARGETS, USUAL_LIMIT
-from frostline.tuning import tune
+from frostline.tangent import Normalisation
 
-Truth = dict[str, Any]
+PARTS = RESULTS / "ablations"
+TANGENT_EPOCHS = 2
+"""Epochs of a full fine-tune on its rows that the tangent probe takes at least."""
 
 
 # --- searches that are played through ---------------------------------------------------------
@@ -139,13 +136,8 @@ class Answers:
         self.depths: list[int] = truth["depths"]
         self.deepest = max(self.depths)
         self.steps = truth["epochs"] * -(-truth["samples"]["train"] // 32)
-        rows = truth["rows"]
-        self.full = {
-            (row["depth"], row["learning_rate"]): row
-            for row in rows
-            if "marks" not in row and row["norm_mode"] == "eval" and row["seed"] == 1
-        }
-        self.arms = {(row["depth"], row["learning_rate"]): row for row in rows if "marks" in row}
+        self.full = in_full(truth)
+        self.arms = {(row["depth"], row["learning_rate"]): row for row in truth["rows"] if "marks" in row}
 
     def live(self, depth: int) -> float:
         return 1.0 - share_of(self.truth, depth)
@@ -290,18 +282,48 @@ def last_word(asked: Answers, winner: int, rate: float, search: Search) -> tuple
 
 
 def voted(vote: str, asked: Answers) -> Played:
-    """The depth that a vote puts first, trained at the largest rate."""
-    votes = [entry for entry in asked.truth["votes"] if entry["depth"] in asked.depths and entry.get(vote) is not None]
-    depth = max(votes, key=lambda entry: (entry[vote], entry["depth"]))["depth"]
+    """The depth that a vote of the first pass puts first, trained at the largest rate."""
+    entries = {entry["depth"]: entry[vote] for entry in asked.truth["votes"] if entry.get(vote) is not None}
+    return taken(entries, asked, 1 / (3 * asked.truth["epochs"]))
+
+
+def foretold(normalisation: str, figure: str, truth: Truth) -> Played:
+    """The same by the tangent probe."""
+    asked, sign = Answers(truth), -1.0 if figure == "loss" else 1.0
+    votes = next(row["votes"] for row in parts_of(truth["task"]) if row["name"] == TANGENT)[normalisation]
+    rows = truth["samples"]["train"]
+    passes = TANGENT_EPOCHS * min(TANGENT_ROWS, rows) / rows
+    return taken({vote["depth"]: sign * vote[figure] for vote in votes}, asked, passes / truth["epochs"])
+
+
+def taken(votes: Mapping[int, float], asked: Answers, price: float) -> Played:
+    """Of the depths that were trained the one with the most votes, at the largest rate."""
+    depth = max((depth for depth in votes if depth in asked.depths), key=lambda depth: (votes[depth], depth))
     row = asked.ended(depth, LEARNING_RATES[0])
-    return Played(depth, LEARNING_RATES[0], row["test_hits"], asked.live(depth) + 1 / (3 * asked.truth["epochs"]))
+    return Played(depth, LEARNING_RATES[0], row["test_hits"], asked.live(depth) + price)
+
+
+def parts_of(task: str) -> list[dict[str, Any]]:
+    """What `trained` has found on one task; nothing where it was not run."""
+    file = PARTS / f"{task}.json"
+    return json.loads(file.read_text())["rows"] if file.exists() else []
+
+
+def players(truths: Sequence[Truth]) -> dict[str, Callable[[Truth], Played]]:
+    """The searches, and beside them the tangent probe where it was run on all tasks."""
+    found: dict[str, Callable[[Truth], Played]] = {name: partial(play, search) for name, search in SEARCHES.items()}
+    if all(any(row["name"] == TANGENT for row in parts_of(truth["task"])) for truth in truths):
+        for normalisation, figure in product(get_args(Normalisation), ("accuracy", "loss")):
+            name = f"vote of the tangent probe, {normalisation}, by {figure}"
+            found[name] = partial(foretold, normalisation, figure)
+    return found
 
 
 def table(truths: Sequence[Truth]) -> list[dict[str, Any]]:
     """A row for each search: its mean regret and cost over the tasks."""
     rows = []
-    for name, search in SEARCHES.items():
-        played = {truth["task"]: play(search, truth) for truth in truths}
+    for name, player in players(truths).items():
+        played = {truth["task"]: player(truth) for truth in truths}
         regrets = {
             truth["task"]: regret(worth(truth), hits_of(played[truth["task"]].hits), draw=random.Random(0))
             for truth in truths
@@ -336,243 +358,116 @@ def norm_modes(truth: Truth) -> list[dict[str, Any]]:
     ]
 
 
-# --- searches whose parts are trained ---------------------------------------------------------
-
-RESTART_STEPS = 40
-SAMPLES = (50, 100, 200, 500, 1000)
-VIEWS = (2, 4, 8)
-SHORTER = {"half the epochs": 0.5, "three quarters of the epochs": 0.75}
+# --- parts that were trained ------------------------------------------------------------------
 
 
-class Variant(NamedTuple):
-    """One training that differs from the product's in one thing.
+class Gap(NamedTuple):
+    """What one part is worth on one task.
 
     Args:
-        name: What differs.
-        depth: Number of frozen stages.
-        rate: Peak learning rate.
-        samples: Of the training part; None takes all.
+        part: What was changed, and beside what.
+        task: Of benchmarks/tasks.py.
+        points: Of test accuracy, above what it is compared with; None where the training failed.
     """
 
-    name: str
-    depth: int
-    rate: float
-    samples: int | None = None
-
-    @property
-    def key(self) -> str:
-        return f"{self.name} {self.depth} {self.rate:g} {self.samples or ''}".strip()
+    part: str
+    task: str
+    points: float | None
 
 
-class Halved:
-    """Rows as a store in half precision would give them."""
-
-    def __init__(self, rows: Any) -> None:
-        self.rows = rows
-        self.views = rows.views
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def read(self, rows: Sequence[int], view: int = 0) -> tuple[torch.Tensor, ...]:
-        return tuple(tensor.half().float() for tensor in self.rows.read(rows, view))
-
-
-def variants(bench: Bench, truth: Truth) -> Iterator[Variant]:
-    """Everything that is tried on one task: at the middle depth and its best rate, and where nothing is frozen."""
+def gaps(truth: Truth) -> Iterator[Gap]:
+    """All comparisons on one task."""
+    rows, full, task = parts_of(truth["task"]), in_full(truth), truth["task"]
     asked = Answers(truth)
-    middle = min(asked.depths[:-1], key=lambda depth: abs(asked.live(depth) - LIVE_TARGETS[-1]))
-    best = {depth: best_rate(asked, depth) for depth in asked.depths}
-    for name in ("random head", "trained head", "ridge head", "calibrated ridge head", "restart", "half precision"):
-        yield Variant(name, middle, best[middle])
-    shallow = min(asked.depths[:-1], key=lambda depth: abs(asked.live(depth) - LIVE_TARGETS[0]))
-    for name in SHORTER:
-        yield Variant(name, shallow, best[shallow])
-        yield Variant(name, middle, best[middle])
-    for count in VIEWS:
-        yield Variant(f"{count} views", middle, best[middle])
-    for name in CLOSED:
-        yield Variant(name, asked.deepest, 0.0)
-    for rate in LEARNING_RATES[:2]:
-        yield Variant("norms only", 0, rate)
-        yield Variant("first stage only", 0, rate)
-    for samples in SAMPLES:
-        if samples < len(bench.task.train):
-            for depth in (0, middle, asked.deepest):
-                yield Variant("fewer samples", depth, best[depth], samples)
+    nothing = full[0, best_rate(truth, 0)]
+    for row in rows:
+        if row["name"] in CLOSED:
+            yield Gap(f"{row['name']}, beside head only", task, points(row, full[asked.deepest, LEARNING_RATES[0]]))
+        elif row["name"] in SHORTER:
+            beside = f"{row['name']}, {asked.live(row['depth']):.1f} of the operations live"
+            yield Gap(beside, task, points(row, full[row["depth"], row["rate"]]))
+        elif row["name"] not in (*ALONE, TANGENT, FEWER):
+            yield Gap(row["name"], task, points(row, full[row["depth"], row["rate"]]))
+    for name in ALONE:
+        some = [row for row in rows if row["name"] == name and not row["failure"]]
+        if some:
+            best = max(some, key=lambda row: (row["valid_accuracy"], row["rate"]))
+            yield Gap(f"{name}, beside nothing frozen", task, points(best, nothing))
+    fewer = {(row["samples"], row["depth"]): row for row in rows if row["name"] == FEWER}
+    for samples, depth in fewer:
+        if depth:
+            name = "head only" if depth == asked.deepest else "four tenths live"
+            beside = f"{samples} pictures: {name}, beside nothing frozen"
+            yield Gap(beside, task, points(fewer[samples, depth], fewer[samples, 0]))
+    modes = norm_modes(truth)
+    yield Gap("learnt norm statistics", task, 100 * statistics.fmean(mode["learnt"] - mode["own"] for mode in modes))
 
 
-def best_rate(asked: Answers, depth: int) -> float:
-    rates = [rate for at, rate in asked.full if at == depth and not asked.full[at, rate]["failure"]]
-    return min(rates, key=lambda rate: asked.full[depth, rate]["valid_loss"])
+def points(row: Mapping[str, Any], other: Mapping[str, Any]) -> float | None:
+    if row["failure"] or other["failure"]:
+        return None
+    return 100 * (row["test_accuracy"] - other["test_accuracy"])
 
 
-def tried(bench: Bench, variant: Variant) -> dict[str, Any]:
-    """One variant, and its answers on the test part."""
-    if variant.name in CLOSED:
-        right = in_closed_form(bench, variant.name)
-        return answered(variant, right)
-    return trained(bench, variant)
+def summary(truths: Sequence[Truth]) -> list[dict[str, Any]]:
+    """A row for each part: what it is worth on average over the tasks."""
+    found = [gap for truth in truths for gap in gaps(truth)]
+    rows = []
+    for part in dict.fromkeys(gap.part for gap in found):
+        own = {gap.task: gap.points for gap in found if gap.part == part}
+        worth_it = [value for value in own.values() if value is not None]
+        if worth_it:
+            rows.append(
+                {
+                    "part": part,
+                    "tasks": len(worth_it),
+                    "failed": len(own) - len(worth_it),
+                    "points": round(statistics.fmean(worth_it), 2),
+                    "interval": bootstrap(worth_it),
+                    "lowest": round(min(worth_it), 2),
+                    "highest": round(max(worth_it), 2),
+                    "by_task": {task: None if value is None else round(value, 2) for task, value in own.items()},
+                }
+            )
+    return rows
 
 
-def answered(variant: Variant, right: torch.Tensor) -> dict[str, Any]:
-    hits = {"test_accuracy": float(right.float().mean()), "test_hits": bits(right.tolist())}
-    return {"key": variant.key, **variant._asdict(), "failure": None, **hits}
+# --- the command ------------------------------------------------------------------------------
 
 
-CLOSED = ("ridge over all depths", "ridge at the deepest")
+def print_rules(tasks: Sequence[str], file: Path) -> None:
+    truths = [truth_of(task) for task in tasks]
+    rows = table(truths)
+    for row in rows:
+        print(
+            f"{row['search']:60} regret {row['mean_regret']:+.2f} ({row['interval'][0]:+.2f} to "
+            f"{row['interval'][1]:+.2f}), worst {row['worst_regret']:+.2f}, cost {row['mean_cost']:.2f}"
+        )
+    kept(file, {"rows": rows, "norm_modes": {truth["task"]: norm_modes(truth) for truth in truths}})
 
 
-def in_closed_form(bench: Bench, name: str) -> torch.Tensor:
-    """Whether a ridge regression on pooled features is right, by test sample."""
-    pooled = Pooled(bench.base, bench.graph)
-    seen = {}
-    for part in ("train", "test"):
-        samples = bench.parts[part]
-        with torch.no_grad():
-            batches = [
-                pooled(*samples.read(range(first, min(first + BATCH, len(samples)))))
-                for first in range(0, len(samples), BATCH)
-            ]
-        columns = [torch.cat(column) for column in zip(*batches, strict=True)]
-        # The last column is the head's own input.
-        seen[part] = torch.cat([scaled(column) for column in columns[:-1]], 1) if "all" in name else columns[-1]
-    targets = nn.functional.one_hot(bench.task.train.labels, len(bench.task.classes)).double()
-    fit = ridge(seen["train"], targets)
-    outputs = seen["test"].double() @ fit.weight.T + fit.bias
-    return outputs.argmax(1) == bench.task.test.labels
+def print_summary(tasks: Sequence[str], file: Path) -> None:
+    rows = summary([truth_of(task) for task in tasks])
+    for row in rows:
+        print(
+            f"{row['part']:60} {row['points']:+.1f} ({row['interval'][0]:+.1f} to {row['interval'][1]:+.1f}), "
+            f"{row['lowest']:+.1f} to {row['highest']:+.1f} on {row['tasks']} tasks, {row['failed']} failed"
+        )
+    kept(file, {"rows": rows})
 
 
-def scaled(features: torch.Tensor) -> torch.Tensor:
-    """Each depth counts the same, whatever its width and size."""
-    return features / features.square().sum(1).mean().sqrt()
-
-
-def trained(bench: Bench, variant: Variant) -> dict[str, Any]:
-    """Train one variant and score the test part with the weights of its best epoch."""
-    live = fl.split(bench.base, bench.graph, variant.depth).live
-    spec = spec_of(bench, variant.depth, variant.rate)
-    rows, labels = bench.store(variant.depth)["train"], bench.task.train.labels
-    warm: Path | None = bench.warm_head()
-    start = None
-    if variant.samples:
-        numbers = drawn(labels, variant.samples, seed=0)
-        rows, labels = Chosen(rows, numbers), labels[numbers]
-    if variant.name == "half precision":
-        rows = Halved(rows)
-    elif variant.name.endswith(" views"):
-        rows = viewed(bench, variant.depth, int(variant.name.split()[0]))
-    elif variant.name in SHORTER:
-        spec = spec.model_copy(update={"epochs": SHORTER[variant.name] * spec.epochs})
-    elif variant.name in ALONE:
-        keep(live, bench, variant.name)
-    elif variant.name == "restart":
-        start, spec = begun(bench, variant, spec)
-    else:
-        warm, spec = head_of(bench, variant.name, spec)
-    trial = tune(
-        live,
-        rows,
-        bench.store(variant.depth)["valid"],
-        train_labels=labels,
-        valid_labels=bench.task.valid.labels,
-        spec=spec,
-        head=bench.graph.head,
-        warm=warm,
-        start=start,
-        save_to=(file := bench.work / "weights" / f"{variant.key}.safetensors"),
-    )
-    file.unlink(missing_ok=True)
-    if trial.failure:
-        return {"key": variant.key, **variant._asdict(), "failure": trial.failure}
-    test = outputs_of(live, bench.store(variant.depth)["test"], batch_size=BATCH).argmax(1)
-    seconds = {"valid_accuracy": trial.accuracy, "seconds": round(trial.seconds, 2)}
-    return answered(variant, test == bench.task.test.labels) | seconds
-
-
-def viewed(bench: Bench, depth: int, count: int) -> Any:
-    samples = bench.task.train.with_views(count)
-    frozen = fl.split(bench.base, bench.graph, depth).frozen
-    folder = bench.work / "store" / f"train-{depth:02d}-{count}"
-    return fl.cache(frozen, samples, folder, batch_size=BATCH, views=count)
-
-
-ALONE = ("norms only", "first stage only")
-
-
-def keep(live: nn.Module, bench: Bench, name: str) -> None:
-    """Let only the norms, or only the first stage, and the head be trained."""
-    first, head = set(bench.graph.stages[0].keys), f"{bench.graph.head}."
-    for key, parameter in live.named_parameters():
-        chosen = parameter.ndim == 1 if name == "norms only" else key in first
-        parameter.requires_grad_(chosen or key.startswith(head))
-
-
-def begun(bench: Bench, variant: Variant, spec: TrialSpec) -> tuple[Path, TrialSpec]:
-    """An arm of forty steps at a constant rate, and the spec that goes on from it to the same end."""
-    steps = -(-len(bench.task.train) // BATCH)
-    part = RESTART_STEPS / steps
-    first = arm_of(bench, variant.depth, variant.rate).model_copy(update={"epochs": part})
-    bench.tuned(first)
-    rest = {
-        "recipe": first.recipe.model_copy(update={"schedule": "cosine"}),
-        "epochs": spec.epochs - part,
-        "parent": first.key,
-        "first_epoch": part,
-    }
-    return bench.state_of(first.key), spec.model_copy(update=rest)
-
-
-def head_of(bench: Bench, name: str, spec: TrialSpec) -> tuple[Path | None, TrialSpec]:
-    """The file of another warm head, and the spec that takes it as it is."""
-    if name not in ("random head", "trained head", "ridge head", "calibrated ridge head"):
-        return bench.warm_head(), spec
-    spec = spec.model_copy(update={"recipe": spec.recipe.model_copy(update={"head_scale": 1.0})})
-    if name == "random head":
-        return None, spec
-    if name == "calibrated ridge head":
-        return bench.warm_head(), spec
-    file = bench.work / f"{name}.safetensors"
-    if name == "ridge head":
-        temperature = json.loads((bench.work / "prior.json").read_text())["temperature"]
-        tensors = {key: tensor / temperature for key, tensor in load_file(bench.warm_head()).items()}
-    else:
-        _, live, _ = bench.tuned(spec_of(bench, bench.graph.max_depth, LEARNING_RATES[0]))
-        tensors = dict(live.get_submodule(str(bench.graph.head)).state_dict())
-    save_file({key: tensor.contiguous() for key, tensor in tensors.items()}, file)
-    return file, spec
-
-
-def attempt(name: str, work: Path, threads: int, variant: Variant) -> dict[str, Any]:
-    return tried(opened(name, work, threads), variant)
-
-
-def train_all(task: str, work: Path, file: Path, jobs: int) -> None:
-    """Train what is not there yet, one process a job, and write each row when it is done."""
-    rows, truth = work / "ablations.jsonl", truth_of(task)
-    bench = opened(task, work, torch.get_num_threads())
-    done = {row["key"] for row in rows_in(rows)}
-    wanted = [variant for variant in variants(bench, truth) if variant.key not in done]
-    for depth in {variant.depth for variant in wanted}:
-        bench.store(depth)
-    bench.warm_head()
-    threads, began = max(1, (os.cpu_count() or 1) // jobs), time.perf_counter()
-    with ProcessPoolExecutor(jobs, get_context("spawn")) as pool, rows.open("a") as out:
-        for end in as_completed([pool.submit(attempt, task, work, threads, variant) for variant in wanted]):
-            row = end.result()
-            out.write(json.dumps(row) + "\n")
-            out.flush()
-            print(f"{time.perf_counter() - began:.0f} s: {row['key']}: test {row.get('test_accuracy')}", flush=True)
+def kept(file: Path, found: Mapping[str, Any]) -> None:
     file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text(json.dumps({"task": task, "rows": rows_in(rows), **stamp()}, indent=1))
+    file.write_text(json.dumps({**found, **stamp()}, indent=1))
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     kinds = parser.add_subparsers(dest="kind", required=True)
-    rules = kinds.add_parser("rules")
-    rules.add_argument("--json", type=Path, default=RESULTS / "ablations" / "rules.json")
-    rules.add_argument("--tasks", nargs="+", default=[task for task in TASKS if (TRUTH / f"{task}.json").exists()])
+    for kind in ("rules", "summary"):
+        told = kinds.add_parser(kind)
+        told.add_argument("--json", type=Path, default=PARTS / f"{kind}.json")
+        told.add_argument("--tasks", nargs="+", default=[task for task in TASKS if (TRUTH / f"{task}.json").exists()])
     parts = kinds.add_parser("trained")
     parts.add_argument("task", choices=TASKS)
     parts.add_argument("--work", type=Path, required=True)
@@ -580,20 +475,12 @@ def main() -> None:
     parts.add_argument("--jobs", type=int, default=2)
     options = parser.parse_args()
     if options.kind == "trained":
-        work = options.work / options.task
-        to = options.json or RESULTS / "ablations" / f"{options.task}.json"
-        train_all(options.task, work, to, options.jobs)
-        return
-    truths = [truth_of(task) for task in options.tasks]
-    rows = table(truths)
-    for row in rows:
-        print(
-            f"{row['search']:40} regret {row['mean_regret']:+.2f} ({row['interval'][0]:+.2f} to "
-            f"{row['interval'][1]:+.2f}), worst {row['worst_regret']:+.2f}, cost {row['mean_cost']:.2f}"
-        )
-    found = {"rows": rows, "norm_modes": {truth["task"]: norm_modes(truth) for truth in truths}, **stamp()}
-    options.json.parent.mkdir(parents=True, exist_ok=True)
-    options.json.write_text(json.dumps(found, indent=1))
+        to = options.json or PARTS / f"{options.task}.json"
+        train_all(options.task, options.work / options.task, to, options.jobs)
+    elif options.kind == "rules":
+        print_rules(options.tasks, options.json)
+    else:
+        print_summary(options.tasks, options.json)
 
 
 if __name__ == "__main__":
