@@ -79,8 +79,8 @@ class Halved:
         return tuple(tensor.half().float() for tensor in self.rows.read(rows, view))
 
 
-def variants(bench: Bench, truth: Truth) -> Iterator[Variant]:
-    """Everything that is tried on one task."""
+def variants(bench: Bench, truth: Truth, sizes: Sequence[int]) -> Iterator[Variant]:
+    """Everything that is tried on one task; `sizes` are the smaller training parts."""
     depths = truth["depths"]
     deepest = max(depths)
     best = {depth: best_rate(truth, depth) for depth in depths}
@@ -95,10 +95,9 @@ def variants(bench: Bench, truth: Truth) -> Iterator[Variant]:
     for name in CLOSED:
         yield Variant(name, deepest, 0.0)
     yield Variant(TANGENT, 0, 0.0)
-    for rate in LEARNING_RATES[:2]:
-        yield Variant("norms only", 0, rate)
-        yield Variant("first stage only", 0, rate)
-    for samples in SAMPLES:
+    for name in ALONE:
+        yield Variant(name, 0, LEARNING_RATES[0])
+    for samples in sizes:
         if samples < len(bench.task.train):
             for depth in (0, middle, deepest):
                 yield Variant(FEWER, depth, best[depth], samples)
@@ -269,12 +268,12 @@ def attempt(name: str, work: Path, threads: int, variant: Variant) -> dict[str, 
     return tried(opened(name, work, threads), variant)
 
 
-def train_all(task: str, work: Path, file: Path, jobs: int) -> None:
+def train_all(task: str, work: Path, file: Path, *, jobs: int, sizes: Sequence[int]) -> None:
     """Train what is not there yet, one process a job, and write each row when it is done."""
     rows, truth = work / "ablations.jsonl", truth_of(task)
     bench = opened(task, work, torch.get_num_threads())
     done = {row["key"] for row in rows_in(rows)}
-    wanted = [variant for variant in variants(bench, truth) if variant.key not in done]
+    wanted = [variant for variant in variants(bench, truth, sizes) if variant.key not in done]
     for depth in {variant.depth for variant in wanted}:
         bench.store(depth)
     bench.warm_head()

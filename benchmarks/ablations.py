@@ -1,7 +1,7 @@
 """What each part of the search is worth: the search with one part changed, on the tasks that have a truth.
 
     python benchmarks/ablations.py rules --json OUT
-    python benchmarks/ablations.py trained TASK --work FOLDER [--json OUT] [--jobs 2]
+    python benchmarks/ablations.py trained TASK --work FOLDER [--json OUT] [--jobs 2] [--samples 50 200]
     python benchmarks/ablations.py summary [--json OUT]
 
 `rules` trains nothing. The truth (benchmarks/truth.py) holds every depth as an arm of a race at each rate,
@@ -30,7 +30,19 @@ from pathlib import Path
 from typing import Any, NamedTuple, get_args
 
 import numpy as np
-from ablation_parts import ALONE, CLOSED, FEWER, SHORTER, TANGENT, TANGENT_ROWS, Truth, best_rate, in_full, train_all
+from ablation_parts import (
+    ALONE,
+    CLOSED,
+    FEWER,
+    SAMPLES,
+    SHORTER,
+    TANGENT,
+    TANGENT_ROWS,
+    Truth,
+    best_rate,
+    in_full,
+    train_all,
+)
 from regret import RESULTS, TRUTH, bootstrap, hits_of, regret, truth_of, worth
 from rivals import share_of
 from stamps import stamp
@@ -57,14 +69,14 @@ class Search:
         targets: Live shares at which it looks, beside the deepest depth.
         rates: Learning rates that are raced: the two largest, and smaller ones while these are ahead clearly.
         clear: Standard errors by which a smaller rate than these two has to be ahead.
-        alone: Whether rates are raced at the middle depth alone, and not at every depth.
-        shared: Whether the rate is the best of all depths on average, and not that of the depth that goes on.
+        rates_of: Whose rates count: "each", a depth is judged by the best of its own and goes on at it; "all at last",
+            it goes on at the one that is best on average over the depths; "all", depths are judged at that one, too;
+            "middle", rates are raced at the middle depth alone.
         trend: Rates are judged by what the loss would be after so many times the fall of the second half of the lap.
         mark: Steps of a lap.
         second: Steps after which the two ahead are compared again where two errors do not tell them apart, or None.
         judge: What an arm is ahead by: "loss" or "accuracy".
         tie: Standard errors within which another arm than the leader is taken.
-        own: Whether a depth is judged by the best of its rates, and not by the one that is taken.
         last_tie: The same for the winner and head only, both trained to the end.
         deeper: Whether a tie goes to the deeper of two, and not to the shallower.
         votes: A vote that names the depth in place of a race, or None.
@@ -74,14 +86,12 @@ class Search:
     targets: tuple[float, ...] = LIVE_TARGETS
     rates: tuple[float, ...] = LEARNING_RATES
     clear: float = 2.0
-    alone: bool = False
-    shared: bool = False
+    rates_of: str = "each"
     trend: float = 1.0
     mark: int = 40
     second: int | None = None
     judge: str = "loss"
     tie: float = 2.0
-    own: bool = True
     last_tie: float = 1.0
     deeper: bool = False
     votes: str | None = None
@@ -96,13 +106,13 @@ SEARCHES = {
     "the leader of the race": Search(tie=0.0),
     "the more accurate at last": Search(last_tie=0.0),
     "the shallower within one error": Search(tie=1.0),
-    "the rate that suits all depths on average": Search(shared=True),
-    "depths judged at that rate": Search(own=False),
-    "the same, within one error": Search(own=False, tie=1.0),
+    "the rate that suits all depths on average": Search(rates_of="all at last"),
+    "depths judged at that rate": Search(rates_of="all"),
+    "the same, within one error": Search(rates_of="all", tie=1.0),
     "laps of 20 steps": Search(mark=20),
     "laps of 80 steps": Search(mark=80),
     "a second lap of the two ahead": Search(second=80),
-    "rates at the middle depth alone": Search(alone=True),
+    "rates at the middle depth alone": Search(rates_of="middle"),
     "rates by their loss at the end of the lap": Search(trend=0.0),
     "rates by half of their trend": Search(trend=0.5),
     "rates by three times their trend": Search(trend=3.0),
@@ -174,10 +184,10 @@ def play(search: Search, truth: Truth) -> Played:
         return voted(search.votes, asked)
     inner = [depth for depth in asked.depths if depth != asked.deepest]
     arms = sorted({min(inner, key=lambda depth: abs(asked.live(depth) - target)) for target in search.targets})
-    racing = [arms[len(arms) // 2]] if search.alone else arms
-    raced, cost = rates_of(search, asked, arms, racing)
+    racing = [arms[len(arms) // 2]] if search.rates_of == "middle" else arms
+    raced, cost = raced_by(search, asked, arms, racing)
     common = rate_for(search, asked, racing, raced)
-    judged = raced if search.own and not search.alone else (common,)
+    judged = raced if search.rates_of in ("each", "all at last") else (common,)
     looks = {depth: best_look(asked, depth, judged, search.mark, search.judge) for depth in arms}
     standing = {depth: look for depth, look in looks.items() if look}
     lap = search.mark
@@ -190,7 +200,7 @@ def play(search: Search, truth: Truth) -> Played:
             cost += (asked.live(first) + asked.live(second)) * (search.second - search.mark) / asked.steps
             lap = search.second
     winner = ahead(standing, search)
-    rate = common if search.alone or search.shared or not search.own else rate_for(search, asked, [winner], raced)
+    rate = rate_for(search, asked, [winner], raced) if search.rates_of == "each" else common
     left = max(0.0, USUAL_LIMIT - cost - fixed(asked))
     share = min(1.0, left / max(asked.live(winner), 1e-9) + (lap / asked.steps if search.goes_on else 0.0))
     cost += asked.live(winner) * (share - (lap / asked.steps if search.goes_on else 0.0)) + fixed(asked)
@@ -209,7 +219,7 @@ def best_look(asked: Answers, depth: int, rates: Sequence[float], mark: int, jud
     return min(looks, key=lambda look: level(look, judge), default=None)
 
 
-def rates_of(
+def raced_by(
     search: Search, asked: Answers, arms: Sequence[int], racing: Sequence[int]
 ) -> tuple[tuple[float, ...], float]:
     """The rates that are tried, and what all first laps cost: a third only where the second is clearly ahead."""
@@ -379,20 +389,16 @@ def gaps(truth: Truth) -> Iterator[Gap]:
     """All comparisons on one task."""
     rows, full, task = parts_of(truth["task"]), in_full(truth), truth["task"]
     asked = Answers(truth)
-    nothing = full[0, best_rate(truth, 0)]
     for row in rows:
         if row["name"] in CLOSED:
             yield Gap(f"{row['name']}, beside head only", task, points(row, full[asked.deepest, LEARNING_RATES[0]]))
+        elif row["name"] in ALONE:
+            yield Gap(f"{row['name']}, beside nothing frozen", task, points(row, full[0, best_rate(truth, 0)]))
         elif row["name"] in SHORTER:
             beside = f"{row['name']}, {asked.live(row['depth']):.1f} of the operations live"
             yield Gap(beside, task, points(row, full[row["depth"], row["rate"]]))
-        elif row["name"] not in (*ALONE, TANGENT, FEWER):
+        elif row["name"] not in (TANGENT, FEWER):
             yield Gap(row["name"], task, points(row, full[row["depth"], row["rate"]]))
-    for name in ALONE:
-        some = [row for row in rows if row["name"] == name and not row["failure"]]
-        if some:
-            best = max(some, key=lambda row: (row["valid_accuracy"], row["rate"]))
-            yield Gap(f"{name}, beside nothing frozen", task, points(best, nothing))
     fewer = {(row["samples"], row["depth"]): row for row in rows if row["name"] == FEWER}
     for samples, depth in fewer:
         if depth:
@@ -473,10 +479,11 @@ def main() -> None:
     parts.add_argument("--work", type=Path, required=True)
     parts.add_argument("--json", type=Path)
     parts.add_argument("--jobs", type=int, default=2)
+    parts.add_argument("--samples", type=int, nargs="*", default=SAMPLES, help="sizes of smaller training parts")
     options = parser.parse_args()
     if options.kind == "trained":
         to = options.json or PARTS / f"{options.task}.json"
-        train_all(options.task, options.work / options.task, to, options.jobs)
+        train_all(options.task, options.work / options.task, to, jobs=options.jobs, sizes=options.samples)
     elif options.kind == "rules":
         print_rules(options.tasks, options.json)
     else:
