@@ -340,6 +340,15 @@ def test_full_precision_stays_otherwise(speeds, seconds, factor, rows, precision
     assert (report.engine, report.precision) == ("openvino", "float32")
 
 
+def test_what_was_chosen_before_bits_were_given_up_is_handed_over_too(speeds):
+    speeds(table={"torch": 9, "openvino": 1, ("openvino", "bfloat16"): 0.5}, factors={"bfloat16": 1.005})
+
+    report, run, in_full = quickest(*linear(), rows=1000)
+
+    assert report.precision == run.precision == "bfloat16"
+    assert (in_full.engine, in_full.precision) == ("openvino", "float32")
+
+
 def test_fewer_bits_that_were_asked_for_are_taken_on_few_rows_but_not_where_they_are_wrong(speeds):
     speeds(table={"torch": 9, "openvino": 1, ("openvino", "bfloat16"): 2}, factors={"bfloat16": 1.005})
     right = quickest(*linear(), precision="bfloat16").report
@@ -401,7 +410,7 @@ def elsewhere(monkeypatch):
 
 @pytest.mark.parametrize("engine", ["auto", "openvino", "compile"])
 def test_what_is_not_on_a_processor_is_run_by_torch_which_says_why(elsewhere, engine):
-    report, run = quickest(*linear(), engine=engine, rows=10**9, precision="float32")
+    report, run, _ = quickest(*linear(), engine=engine, rows=10**9, precision="float32")
 
     assert report.engine == run.engine == "torch"
     assert "for processors only, and the network is on cuda:0" in report.why
@@ -410,7 +419,7 @@ def test_what_is_not_on_a_processor_is_run_by_torch_which_says_why(elsewhere, en
 
 
 def test_torch_that_was_asked_for_needs_no_reason_anywhere(elsewhere):
-    report, run = quickest(*linear(), engine="torch")
+    report, run, _ = quickest(*linear(), engine="torch")
 
     assert "processors" not in report.why
     assert run.why == ""

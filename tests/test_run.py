@@ -16,6 +16,7 @@ from torch import nn
 
 import frostline as fl
 from frostline import run as flow
+from frostline.converting import converted
 from frostline.cost import Clock
 from frostline.errors import (
     AllTrialsFailed,
@@ -365,6 +366,21 @@ def test_the_plan_keeps_the_engine_its_precision_and_why(tmp_path):
     assert engine["precision"] == "float32"
     assert "rows a second" in engine["why"]
     assert engine["rows_per_second"] > 0
+
+
+def test_the_votes_are_computed_by_what_was_tried_and_one_more_is_made_for_the_stores(tmp_path, monkeypatch):
+    pytest.importorskip("openvino", reason="the extra `cpu` is not installed")
+    made = []
+
+    def counting(module, example):
+        made.append(type(module).__name__)
+        return converted(module, example)
+
+    monkeypatch.setattr("frostline.engines.converted", counting)
+
+    fl.fit(small_task(), depth=2, epochs=1, engine="openvino", out=tmp_path / "run")
+
+    assert len(made) == 2, made
 
 
 def test_what_a_listener_raises_is_no_failed_trial(tmp_path):

@@ -90,10 +90,11 @@ def pick(
 
 
 class Picked(NamedTuple):
-    """What was chosen, and the same ready to run."""
+    """What was chosen, the same ready to run, and what it is in float32."""
 
     report: EngineReport
     run: "Compiled"
+    in_full: "Compiled"
 
 
 def quickest(
@@ -109,7 +110,7 @@ def quickest(
         rows: As in `pick`.
 
     Returns:
-        The report and the function.
+        The report, the function, and the one that was chosen before bits were given up.
 
     Example:
         >>> quickest(nn.Linear(4, 2).eval(), (torch.rand(8, 4),), engine="torch").run((torch.rand(3, 4),))[0].shape
@@ -117,7 +118,7 @@ def quickest(
     """
     _check(engine, precision, (*PRECISIONS, "bfloat16"))
     contest = _Contest(module, example, engine=engine, rows=rows)
-    best = contest.in_full()
+    best = in_full = contest.in_full()
     if precision == "bfloat16" or (precision == "auto" and contest.seconds(best) > LEAST_SAVED):
         best = contest.in_fewer_bits(best, is_asked=precision == "bfloat16")
     report = EngineReport(
@@ -128,7 +129,7 @@ def quickest(
         rows_per_second=best.rate,
         error=best.error,
     )
-    return Picked(report, best.run)
+    return Picked(report, best.run, in_full.run)
 
 
 class _Candidate(NamedTuple):

@@ -24,7 +24,7 @@ from frostline.copies import copy_of
 from frostline.cost import stage_seconds, step_seconds
 from frostline.data import Samples, decoding_seconds, feed_of
 from frostline.delta import apply_delta, save_delta
-from frostline.engines import LEAD, PRECISIONS, compiled, pick
+from frostline.engines import LEAD, PRECISIONS, quickest
 from frostline.errors import BadArgument, CutNotProven, FrostlineError, RunOfOtherArguments
 from frostline.events import Event, Listener, silent
 from frostline.executors import Worker, in_turn
@@ -55,7 +55,7 @@ from frostline.result import Result
 from frostline.scoring import outputs_of, score
 from frostline.seeing import see
 from frostline.site import BATCH, Site, diary, fill, live_flops, passed, proof, read_all, rows_of, set_out
-from frostline.splitting import Frozen, Split, split
+from frostline.splitting import Split, split
 from frostline.task import Task
 from frostline.tuning import load_best, train_step, tune
 
@@ -238,18 +238,17 @@ def first_pass(site: Site, asked: Arguments) -> tuple[Prior, EngineReport]:
     with site.spent("compile"):
         site.listener(Event(phase="measure", note="trying the engines", done=0, total=1))
         example = feed.read(range(min(BATCH, len(train))), 0)
-        deepest = feed.before(Frozen(site.base, site.graph, site.graph.open_depths[-1]).module)
         rows = len(train) * asked.views + len(site.task.valid)
-        found = pick(deepest, example, engine=asked.engine, precision=asked.precision, rows=rows)
-        # Votes differ by less than fewer bits would add, so they are always computed in full precision.
+        # What votes goes up to the deepest cut, as what is kept does; what was tried on the one is ready to run for it.
         pooled = feed.before(Pooled(site.base, site.graph))
-        engine = compiled(pooled, example, engine=found.engine, piece=found.piece)
+        found = quickest(pooled, example, engine=asked.engine, precision=asked.precision, rows=rows)
     with site.spent("probe"):
         before = decoding_seconds(train)
         prior = probe(
             site.graph,
             train,
-            engine,
+            # Votes differ by less than fewer bits would add, so they are always computed in full precision.
+            found.in_full,
             folder=site.folder,
             read=feed.read,
             balanced=site.task.is_balanced,
@@ -257,7 +256,7 @@ def first_pass(site: Site, asked: Arguments) -> tuple[Prior, EngineReport]:
             batch_size=BATCH,
         )
         site.clock.move(decoding_seconds(train) - before, source="probe", target="read")
-    return prior, found
+    return prior, found.report
 
 
 def measure(site: Site, engine: EngineReport, recipe: Recipe, *, precision: str) -> tuple[Recipe, Rates]:
