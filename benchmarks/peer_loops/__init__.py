@@ -67,7 +67,7 @@ TRAINER = "Trainer and TrainingArguments as by default but for 10 epochs: batch 
 TRAINER_TUNED = f"10 epochs, batch 32, AdamW 1e-3 with warm-up and cosine, channels-last, {IN_MEMORY}, nothing saved"
 
 SETTINGS = {
-    "frostline": Setting("frostline", "fit with its defaults, the search included", {"budget": 1.0}),
+    "frostline": Setting("frostline", "fit with its defaults, the search included"),
     "frostline, budget 0.4": Setting("frostline", "fit with --budget 0.4", {"budget": 0.4}),
     "fastai, augmented": Setting(
         "fastai",

@@ -6,10 +6,11 @@ import timm  # noqa: F401
 
 from frostline import fit, load_task
 from frostline.events import Event
+from frostline.search import USUAL_LIMIT
 from peer_loops import Job
 
 
-def run(job: Job, *, budget: float) -> dict[str, str]:
+def run(job: Job, *, budget: float = USUAL_LIMIT) -> dict[str, str]:
     """Read and fit as the command does; the network is trained when the test part is looked at."""
 
     def hear(event: Event) -> None:
