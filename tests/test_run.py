@@ -550,12 +550,12 @@ def test_training_on_stored_rows_is_training_with_the_frozen_part_recomputed(tmp
         ("auto", False, 0.5, "float32"),
         ("float32", True, 0.5, "float32"),
     ],
-    ids=["quicker", "hardly quicker", "refused", "no such GPU", "not wanted"],
+    ids=["quicker", "hardly quicker", "refused", "no such machine", "not wanted"],
 )
-def test_a_gpu_trains_in_fewer_bits_where_that_is_measured_to_pay(
+def test_training_is_in_fewer_bits_where_that_is_measured_to_pay(
     tmp_path, monkeypatch, precision, can, seconds, trained_in
 ):
-    def timed(site, inputs, labels, recipe):
+    def timed(site, inputs, labels, recipe, *, repeats=5):
         if recipe.precision == "float32":
             return 1.0, 1.0, 1.0
         if seconds is None:
@@ -571,10 +571,42 @@ def test_a_gpu_trains_in_fewer_bits_where_that_is_measured_to_pay(
     assert plan.rates.step_seconds == (seconds if trained_in == "bfloat16" else 1.0)
 
 
-def test_a_processor_trains_in_float32(tmp_path):
+def test_bfloat16_is_given_up_after_a_glance_that_is_no_quicker(tmp_path, monkeypatch):
+    asked = []
+
+    def timed(site, inputs, labels, recipe, *, repeats=5):
+        asked.append((recipe.precision, repeats))
+        return 1.0, 1.0, 1.0
+
+    monkeypatch.setattr(flow, "has_bfloat16", lambda device: True)
+    monkeypatch.setattr(flow, "timed", timed)
+
+    fl.plan(small_task(), epochs=2, engine="torch")
+
+    assert asked == [("float32", 5), ("bfloat16", 1)]
+
+
+def test_steps_too_brief_to_be_told_apart_are_trained_in_float32(tmp_path, monkeypatch):
+    asked = []
+
+    def timed(site, inputs, labels, recipe, *, repeats=5):
+        asked.append(recipe.precision)
+        return (0.01 if recipe.precision == "float32" else 0.001,) * 3
+
+    monkeypatch.setattr(flow, "has_bfloat16", lambda device: True)
+    monkeypatch.setattr(flow, "timed", timed)
+
     result = fl.fit(small_task(), depth=1, epochs=1, engine="torch", out=tmp_path / "run")
 
+    assert asked == ["float32"]
     assert {trial.spec.recipe.precision for trial in result.evidence.trials} == {"float32"}
+
+
+@pytest.mark.parametrize(("name", "can"), [("avx512_bf16", True), ("amx_bf16", True), ("avx2", False)])
+def test_a_processor_computes_in_bfloat16_where_it_has_instructions_for_it(monkeypatch, name, can):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {name: True, "amx_fp16": False}, raising=False)
+
+    assert flow.has_bfloat16(torch.device("cpu")) is can
 
 
 @pytest.mark.slow

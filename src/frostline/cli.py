@@ -84,7 +84,7 @@ Seed = Annotated[int, typer.Option(help="Of the split, the new head and the orde
 Valid = Annotated[float, typer.Option(help="Share kept for validation, where the data has no such part.")]
 Test = Annotated[float, typer.Option(help="Share kept for the test, where the data has no such part.")]
 Runner = Annotated[Engine, typer.Option(help="What runs the frozen part; auto measures.")]
-Bits = Annotated[Precision, typer.Option(help="Of kept rows; auto takes bfloat16 where it is right and worth it.")]
+Bits = Annotated[Precision, typer.Option(help="Of rows and training; auto takes bfloat16 where it pays.")]
 Weights = Annotated[Path | None, typer.Option(help="Local weights (.safetensors or .pth), not the network's own.")]
 Disk = Annotated[int | None, typer.Option(parser=byte_count, metavar="SIZE", help="Most that kept rows take, as 2GB.")]
 SkipBad = Annotated[bool, typer.Option("--skip-bad", help="Go on without the pictures that cannot be read.")]

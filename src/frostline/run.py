@@ -64,6 +64,10 @@ logger = logging.getLogger(__name__)
 COUNTED = ("trace", "probe", "measure", "prove", "store", "train", "test")
 """Phases that a full fine-tune is compared with; reading pictures, compiling and the report stand apart."""
 
+BRIEF_STEP = 0.02
+"""Seconds: in a step on a processor that takes less, Python and noise weigh as much as arithmetic, and bits are not
+given up for it."""
+
 PROOF_PER_TRACE = 1.5
 """What proving one cut takes, in traces: about the median of the architectures in `docs/zoo.md`."""
 
@@ -96,8 +100,8 @@ def fit(
         seed: Of the order of samples, dropout and augmentation.
         engine: What runs the frozen part: "torch", "openvino", "compile" (torch.compile), or "auto", which measures.
         precision: "auto" computes kept rows in bfloat16 where that is measured to be worth it and differs by at most a
-            hundredth of the largest value, and on a GPU trains in it where steps are measured to be 1.2 times as fast;
-            "float32" never does. Votes and scores are always computed in float32.
+            hundredth of the largest value, and trains in it where the machine computes in it and steps are measured to
+            be 1.2 times as fast; "float32" never does. Votes and scores are always computed in float32.
         disk: Bytes that kept rows may take; None, or more than that, takes what is free. The rows of depths for which
             there is no room are computed anew in every epoch, at a price that the plan names. The plan settles it, so
             that a run that is gone on with keeps to what it has.
@@ -262,19 +266,21 @@ def first_pass(site: Site, asked: Arguments) -> tuple[Prior, EngineReport]:
 def measure(site: Site, engine: EngineReport, recipe: Recipe, *, precision: str) -> tuple[Recipe, Rates]:
     """Time five training steps with nothing frozen, and where a forward pass spends its seconds.
 
-    The recipe comes back in bfloat16 where that may be, is done by the GPU itself, and pays.
+    The recipe comes back in bfloat16 where that may be, is computed by the machine itself, and pays.
     """
     rows = range(min(BATCH, len(site.task.train)))
     *inputs, labels = carried((*site.task.train.read(rows), site.task.train.labels[: len(rows)]), site.device)
     site.listener(Event(phase="measure", note="timing five steps", done=0, total=1))
     median, low, high = timed(site, tuple(inputs), labels, recipe)
-    if precision == "auto" and has_bfloat16(site.device):
+    is_brief = site.device.type == "cpu" and median < BRIEF_STEP
+    if precision == "auto" and not is_brief and has_bfloat16(site.device):
         fewer = recipe.model_copy(update={"precision": "bfloat16"})
-        # What torch refuses to mix with float32 is trained in float32.
+        # What torch refuses to mix with float32 is trained in float32; five steps are timed where one is quicker.
         with suppress(RuntimeError):
-            quick = timed(site, tuple(inputs), labels, fewer)
-            if LEAD * quick[0] <= median:
-                recipe, (median, low, high) = fewer, quick
+            if LEAD * timed(site, tuple(inputs), labels, fewer, repeats=1)[0] <= median:
+                quick = timed(site, tuple(inputs), labels, fewer)
+                if LEAD * quick[0] <= median:
+                    recipe, (median, low, high) = fewer, quick
     boundaries = [stage.name for stage in site.graph.stages]
     shares = stage_seconds(copy_of(site.base), tuple(inputs), boundaries)
     with torch.no_grad():
@@ -294,7 +300,7 @@ def measure(site: Site, engine: EngineReport, recipe: Recipe, *, precision: str)
 
 
 def timed(
-    site: Site, inputs: tuple[torch.Tensor, ...], labels: torch.Tensor, recipe: Recipe
+    site: Site, inputs: tuple[torch.Tensor, ...], labels: torch.Tensor, recipe: Recipe, *, repeats: int = 5
 ) -> tuple[float, float, float]:
     """Median, lowest and highest seconds of a training step with nothing frozen."""
     whole = split(site.base, site.graph, 0).live
@@ -302,11 +308,14 @@ def timed(
     still = recipe.model_copy(update={"learning_rate": 0.0, "head_learning_rate": 0.0})
     step = train_step(whole, inputs, labels, recipe=still, head=site.graph.head)
     with kept_heap():
-        return step_seconds(step, device=site.device)
+        return step_seconds(step, repeats, device=site.device)
 
 
 def has_bfloat16(device: torch.device) -> bool:
-    """Whether it is a GPU that computes in bfloat16 itself; older ones only seem to, in float32."""
+    """Whether it computes in bfloat16 itself; older ones only seem to, in float32."""
+    if device.type == "cpu":
+        known = getattr(torch.cpu, "get_capabilities", dict[str, bool])()
+        return any(known.get(name) for name in ("avx512_bf16", "amx_bf16"))
     if device.type != "cuda":
         return False
     with torch.cuda.device(device):
