@@ -14,7 +14,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from rich.console import Console
+from small_plan import GRAPH, PLAN
 from typer.testing import CliRunner
 
 import frostline as fl
@@ -23,72 +23,16 @@ from frostline.errors import ClassTooSmall, NotARun, RunBusy
 from frostline.events import Event
 from frostline.exhibits import Claim
 from frostline.records import (
-    Budget,
     Choice,
     Cost,
-    Cut,
     CutGraph,
     DataSummary,
-    EngineReport,
-    Forecast,
     Plan,
-    Rates,
-    Recipe,
     Record,
     Score,
-    Stage,
 )
 from frostline.reporting.comparison import Comparison
-
-PLAN = Plan(
-    budget=Budget(limit=1.0, reserve=0.1, epochs=10, race_epochs=1, live_shares=(1.0, 0.4)),
-    rates=Rates(
-        step_seconds=0.1,
-        step_low=0.1,
-        step_high=0.2,
-        stage_seconds=(0.6, 0.4),
-        score_seconds=0.01,
-        engine=EngineReport(engine="torch", why="openvino is not installed"),
-        threads=2,
-        torch="2.14",
-    ),
-    recipe=Recipe(),
-    candidates=(0, 1),
-    learning_rates=(1e-3,),
-    forecasts=(
-        Forecast(
-            depth=1,
-            stage_name="layer[red]",
-            parameters=1234,
-            store_bytes=5_000_000,
-            store_seconds=3.0,
-            train_seconds=125.0,
-            full_finetunes=0.42,
-            accuracy=0.875,
-            is_candidate=True,
-        ),
-    ),
-    seconds=200.0,
-    store_bytes=5_000_000,
-    full_finetune_seconds=300.0,
-    seed=0,
-    notes=("few samples",),
-)
-
-GRAPH = CutGraph(
-    model="Tiny",
-    batch=2,
-    stages=(
-        Stage(index=0, name="stem", keys=("stem.weight",), parameters=100, flops=750),
-        Stage(index=1, name="middle", keys=("middle.weight",), parameters=10, flops=150),
-        Stage(index=2, name="head", keys=("head.weight",), parameters=20, flops=100),
-    ),
-    cuts=(
-        Cut(depth=0, name="", wires=(), bytes_per_sample=3072),
-        Cut(depth=1, name="stem", wires=(), bytes_per_sample=2048),
-        Cut(depth=2, name="middle", wires=(), bytes_per_sample=64, blocked="tied: `stem.weight`"),
-    ),
-)
+from frostline.tables import plan_tables
 
 
 class FakeResult:
@@ -313,13 +257,6 @@ def test_the_plan_names_the_depths_whose_rows_are_computed_anew(runner, replace,
     [line] = [line for line in outcome.stdout.splitlines() if "layer[red]" in line]
     assert "computed anew" in line
     assert "MB" not in line
-
-
-def test_a_plan_of_before_rows_were_computed_anew_is_shown():
-    plan = PLAN.model_dump()
-    del plan["computed"]
-
-    assert cli.plan_tables(plan)
 
 
 def test_stage_names_are_shown_as_text(runner, rooms):
@@ -638,17 +575,9 @@ def test_table_in_a_pipe_keeps_long_names_whole():
     forecast = PLAN.forecasts[0].model_copy(update={"stage_name": name})
     stream = io.StringIO()
 
-    cli._print_tables(cli.plan_tables(PLAN.model_copy(update={"forecasts": (forecast,)}).model_dump()), stream)
+    cli._print_tables(plan_tables(PLAN.model_copy(update={"forecasts": (forecast,)}).model_dump()), stream)
 
     assert name in stream.getvalue()
-
-
-def test_table_fits_a_narrow_terminal():
-    stream = io.StringIO()
-
-    Console(file=stream, width=60, markup=False).print(cli.stage_table(GRAPH))
-
-    assert max(map(len, stream.getvalue().splitlines())) <= 60
 
 
 # --- as a process -----------------------------------------------------------------------------
