@@ -44,7 +44,8 @@ from frostline.features import FeatureStore
 from frostline.heap import kept_heap
 from frostline.records import Recipe, TrialSpec, Wire
 from frostline.rowfiles import Layout
-from frostline.tuning import _batches, _factor, _no_denormals, _train_mode, optimizer_for
+from frostline.schedules import batches_of, rate_factor
+from frostline.tuning import _no_denormals, _train_mode, optimizer_for
 
 NETWORKS = {
     "EfficientNet-Lite0": "efficientnet_lite0",
@@ -284,7 +285,7 @@ def bare_loop(bench: Bench, depth: int, *, is_kept: bool, is_quick: bool) -> Epo
     store = stored(bench, depth)
     rows = Held(*store.manifest.identity.wires, *store.read(range(len(store))))
     few = torch.arange(recipe.batch_size)
-    steps = len(_batches(len(rows), spec, 1))
+    steps = len(batches_of(len(rows), spec, 1))
     optimizer = optimizer_for(live, recipe, head=str(len(live) - 1))
     # In the optimizer's order, in which `fl.tune` adds up the norm of the gradient.
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
@@ -297,8 +298,8 @@ def bare_loop(bench: Bench, depth: int, *, is_kept: bool, is_quick: bool) -> Epo
         for epoch in range(1, bench.epochs + 1):
             began = time.perf_counter()
             _train_mode(live, recipe)
-            for number, batch in enumerate(_batches(len(rows), spec, epoch), 1):
-                factor = _factor(spec, steps, (epoch - 1) * steps + number)
+            for number, batch in enumerate(batches_of(len(rows), spec, epoch), 1):
+                factor = rate_factor(spec, steps, (epoch - 1) * steps + number)
                 for group, peak in zip(optimizer.param_groups, peaks, strict=True):
                     group["lr"] = peak * factor
                 inputs = rows.read(batch)

@@ -43,9 +43,10 @@ from truth import SEEDS, Bench, bits, compact, rows_in, spec_of
 import frostline as fl
 from frostline.calibration import best_temperature
 from frostline.copies import copy_of
+from frostline.schedules import batches_of, rate_factor
 from frostline.scoring import outputs_of
 from frostline.search import LEARNING_RATES
-from frostline.tuning import _batches, _factor, _lay_head, _no_denormals, _step, _train_mode, optimizer_for
+from frostline.tuning import _lay_head, _no_denormals, _step, _train_mode, optimizer_for
 
 USUAL_RATE = LEARNING_RATES[0]
 RGN_RATE = 1e-2
@@ -172,7 +173,7 @@ class Training:
         self.peaks = [group["lr"] for group in self.optimizer.param_groups]
 
     def batches(self, epoch: int) -> list[torch.Tensor]:
-        return _batches(len(self.task.train), self.spec, epoch)
+        return batches_of(len(self.task.train), self.spec, epoch)
 
     @contextmanager
     def mode(self, epoch: int) -> Iterator[None]:
@@ -186,7 +187,7 @@ class Training:
         batches = self.batches(epoch)
         with self.mode(epoch):
             for number, batch in enumerate(batches, 1):
-                factor = _factor(self.spec, len(batches), (epoch - 1) * len(batches) + number)
+                factor = rate_factor(self.spec, len(batches), (epoch - 1) * len(batches) + number)
                 for group, peak in zip(self.optimizer.param_groups, self.peaks, strict=True):
                     group["lr"] = peak * factor
                 inputs = self.task.train.read(batch.tolist())

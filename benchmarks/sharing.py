@@ -59,8 +59,9 @@ from frostline.features import FeatureStore
 from frostline.footprint import _Recomputed
 from frostline.pictures import decode, normalised
 from frostline.records import Preprocessing, Recipe, TrialSpec
+from frostline.schedules import batches_of, mixed
 from frostline.splitting import depths_of
-from frostline.tuning import _batches, _mixed, _no_denormals, _own_randomness, _seed, _step, _train_mode, optimizer_for
+from frostline.tuning import _no_denormals, _own_randomness, _seed, _step, _train_mode, optimizer_for
 
 FROZEN = (0.75, 0.81, 0.89, 0.94)
 BATCH_SIZES = (16, 32)
@@ -190,11 +191,11 @@ class Turns:
         self.samples, self.spec, self.epoch = samples, spec, 1
 
     def __len__(self) -> int:
-        return len(_batches(self.samples, self.spec, 1))
+        return len(batches_of(self.samples, self.spec, 1))
 
     def __iter__(self) -> Iterator[list[int]]:
         # A loader with workers asks twice before its first batch, so counting the calls would not do.
-        return iter([batch.tolist() for batch in _batches(self.samples, self.spec, self.epoch)])
+        return iter([batch.tolist() for batch in batches_of(self.samples, self.spec, self.epoch)])
 
 
 def usual(work: Workload, spec: TrialSpec) -> Curve:
@@ -217,7 +218,7 @@ def usual(work: Workload, spec: TrialSpec) -> Curve:
             _train_mode(network, spec.recipe)
             for pictures, labels in learnt:
                 step += 1
-                _seed(_mixed(spec.seed, step), device)
+                _seed(mixed(spec.seed, step), device)
                 given = (pictures.contiguous(memory_format=order),), labels
                 _step(network, optimizer, given, recipe=spec.recipe, quick=nullcontext())
             network.eval()

@@ -44,12 +44,11 @@ from frostline.engines import pick
 from frostline.files import hold
 from frostline.heap import kept_heap
 from frostline.records import Recipe
+from frostline.schedules import batches_of, rate_factor
 from frostline.scoring import outputs_of
 from frostline.search import LEARNING_RATES
 from frostline.splitting import Split
 from frostline.tuning import (
-    _batches,
-    _factor,
     _lay_head,
     _no_denormals,
     _step,
@@ -144,11 +143,11 @@ class Arm:
         best, kept = self.checked(valid), weights_of(live)
         for epoch in range(1, round(self.spec.epochs) + 1):
             _train_mode(live, recipe)
-            batches = _batches(len(train), self.spec, epoch)
+            batches = batches_of(len(train), self.spec, epoch)
             with _no_denormals(), torch.random.fork_rng(devices=[]):
                 torch.manual_seed(FRESH * self.spec.seed + epoch)
                 for number, batch in enumerate(batches, 1):
-                    factor = _factor(self.spec, len(batches), (epoch - 1) * len(batches) + number)
+                    factor = rate_factor(self.spec, len(batches), (epoch - 1) * len(batches) + number)
                     for group, peak in zip(optimizer.param_groups, peaks, strict=True):
                         group["lr"] = peak * factor
                     given = train.read(batch.tolist(), epoch - 1), self.task.train.labels[batch]

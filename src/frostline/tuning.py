@@ -22,6 +22,7 @@ from frostline.events import Event, Listener, silent
 from frostline.files import write_whole
 from frostline.heap import kept_heap
 from frostline.records import EpochPoint, Recipe, Trial, TrialSpec
+from frostline.schedules import batches_of, mixed, rate_factor, span_of
 
 CHECKED_EVERY = 16
 """Steps between two looks at the loss; on an accelerator each look waits for all work before it."""
@@ -196,8 +197,8 @@ class _Trainee:
     def __init__(self, live: nn.Module, spec: TrialSpec, samples: int, head: str | None, listener: Listener) -> None:
         self.live = live
         self.spec = spec
-        self.steps = len(_batches(samples, spec, 1))
-        self.first, self.last = _span(spec, self.steps)
+        self.steps = len(batches_of(samples, spec, 1))
+        self.first, self.last = span_of(spec, self.steps)
         self.listener = listener
         self.device = device_of(live)
         self.carrier = Carrier(self.device)
@@ -220,7 +221,7 @@ class _Trainee:
     def learn(self, rows: Rows, labels: torch.Tensor, first: int, last: int) -> _Learnt:
         """Train from one step of the chain to another of the same epoch."""
         epoch, total, seen = first // self.steps + 1, torch.zeros((), device=self.device), 0
-        batches = _batches(len(rows), self.spec, epoch)
+        batches = batches_of(len(rows), self.spec, epoch)
         view = (epoch - 1) % rows.views
         note = f"depth {self.spec.depth}, epoch {epoch} of {math.ceil(self.last / self.steps)}"
         _train_mode(self.live, self.spec.recipe)
@@ -230,7 +231,7 @@ class _Trainee:
         reads = [partial(_read, rows, labels, batch, view) for batch in taken]
         with _no_denormals(), _own_randomness(self.device), self.carrier.ahead(reads) as given:
             for step, batch, read in zip(steps, taken, given, strict=True):
-                factor = _factor(self.spec, self.steps, step)
+                factor = rate_factor(self.spec, self.steps, step)
                 for group, peak in zip(self.optimizer.param_groups, self.peaks, strict=True):
                     group["lr"] = peak * factor
                 loss, norm = self._learn_from(read, step)
@@ -253,7 +254,7 @@ class _Trainee:
             *given, labels = read()
             inputs = tuple(given)
             self.quick = self.quick or quick_convolutions(self.live, inputs)
-            _seed(_mixed(self.spec.seed, step), self.device)
+            _seed(mixed(self.spec.seed, step), self.device)
             try:
                 return _step(self.live, self.optimizer, (inputs, labels), recipe=self.spec.recipe, quick=self.quick)
             except PathChanged:
@@ -432,39 +433,6 @@ def _read(rows: Rows, labels: torch.Tensor, batch: torch.Tensor, view: int) -> t
     return *rows.read(batch.tolist(), view), labels[batch]
 
 
-def _batches(samples: int, spec: TrialSpec, epoch: int) -> list[torch.Tensor]:
-    """Row numbers of each mini-batch; the same at every depth."""
-    generator = torch.Generator().manual_seed(_mixed(spec.seed, epoch))
-    batches = list(torch.split(torch.randperm(samples, generator=generator), spec.recipe.batch_size))
-    if spec.recipe.norm_mode == "train" and len(batches) > 1 and len(batches[-1]) == 1:
-        # Batch norm has no statistics of a single vector.
-        batches[-2:] = [torch.cat(batches[-2:])]
-    return batches
-
-
-def _span(spec: TrialSpec, steps: int) -> tuple[int, int]:
-    """The first and the last step of a rung, counted over the chain, where an epoch has so many.
-
-    Both ends are rounded, not the length: halves of an odd number of steps would be a step too many together.
-    """
-    first = round(spec.first_epoch * steps)
-    return first, max(first + 1, round((spec.first_epoch + spec.epochs) * steps)) if spec.epochs else first
-
-
-def _factor(spec: TrialSpec, steps: int, step: int) -> float:
-    """Share of the peak rate at a step of the chain, counted from 1; an epoch has so many steps."""
-    first, last = _span(spec, steps)
-    rise = round(spec.recipe.warmup * steps)
-    if spec.parent is None and spec.recipe.schedule == "cosine":
-        rise = min(rise, last - first)
-    if step <= rise:
-        return step / rise
-    if spec.recipe.schedule == "constant":
-        return 1.0
-    begin = max(first, rise)
-    return 0.5 * (1.0 + math.cos(math.pi * (step - begin - 1) / max(1, last - begin)))
-
-
 def _train_mode(live: nn.Module, recipe: Recipe) -> None:
     """Train mode, but norms with running statistics keep them where the recipe says so.
 
@@ -475,10 +443,6 @@ def _train_mode(live: nn.Module, recipe: Recipe) -> None:
         for module in live.modules():
             if getattr(module, "running_mean", None) is not None:
                 module.training = False
-
-
-def _mixed(seed: int, number: int) -> int:
-    return (seed * 1_000_003 + number) % 2**63
 
 
 @contextmanager
