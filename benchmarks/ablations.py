@@ -47,7 +47,6 @@ from regret import RESULTS, TRUTH, bootstrap, hits_of, regret, truth_of, worth
 from rivals import share_of
 from stamps import stamp
 from tasks import TASKS
-from truth import SEEDS
 
 from frostline.comparing import paired
 from frostline.search import LEARNING_RATES, LIVE_TARGETS, USUAL_LIMIT
@@ -353,18 +352,15 @@ def table(truths: Sequence[Truth]) -> list[dict[str, Any]]:
 
 
 def norm_modes(truth: Truth) -> list[dict[str, Any]]:
-    """Test accuracy of each depth with batch norm's own statistics and with learnt ones, at the same rate and seed."""
-    kept = [row for row in truth["rows"] if "marks" not in row and row["seed"] == SEEDS[0]]
-    learnt = [row for row in kept if row["norm_mode"] == "train"]
+    """Test accuracy of each depth with the norms' own statistics, over two seeds, and with learnt ones, at one rate."""
     return [
         {
             "depth": row["depth"],
-            "own": own["test_accuracy"],
+            "own": usual(truth, row["depth"], row["learning_rate"]),
             "learnt": row["test_accuracy"],
         }
-        for row in learnt
-        for own in kept
-        if own["norm_mode"] == "eval" and (own["depth"], own["learning_rate"]) == (row["depth"], row["learning_rate"])
+        for row in truth["rows"]
+        if "marks" not in row and row["norm_mode"] == "train"
     ]
 
 
@@ -386,33 +382,45 @@ class Gap(NamedTuple):
 
 
 def gaps(truth: Truth) -> Iterator[Gap]:
-    """All comparisons on one task."""
-    rows, full, task = parts_of(truth["task"]), in_full(truth), truth["task"]
-    asked = Answers(truth)
+    """All comparisons on one task, each beside the mean over the seeds of what is not changed."""
+    rows, task, asked = parts_of(truth["task"]), truth["task"], Answers(truth)
     for row in rows:
+        depth, rate = row["depth"], row["rate"]
         if row["name"] in CLOSED:
-            yield Gap(f"{row['name']}, beside head only", task, points(row, full[asked.deepest, LEARNING_RATES[0]]))
+            yield Gap(f"{row['name']}, beside head only", task, points(row, usual(truth, depth, LEARNING_RATES[0])))
         elif row["name"] in ALONE:
-            yield Gap(f"{row['name']}, beside nothing frozen", task, points(row, full[0, best_rate(truth, 0)]))
+            yield Gap(f"{row['name']}, beside nothing frozen", task, points(row, usual(truth, 0, best_rate(truth, 0))))
         elif row["name"] in SHORTER:
-            beside = f"{row['name']}, {asked.live(row['depth']):.1f} of the operations live"
-            yield Gap(beside, task, points(row, full[row["depth"], row["rate"]]))
+            beside = f"{row['name']}, {asked.live(depth):.1f} of the operations live"
+            yield Gap(beside, task, points(row, usual(truth, depth, rate)))
         elif row["name"] not in (TANGENT, FEWER):
-            yield Gap(row["name"], task, points(row, full[row["depth"], row["rate"]]))
-    fewer = {(row["samples"], row["depth"]): row for row in rows if row["name"] == FEWER}
+            yield Gap(row["name"], task, points(row, usual(truth, depth, rate)))
+    fewer = {(row["samples"], row["depth"]): row for row in rows if row["name"] == FEWER and not row["failure"]}
     for samples, depth in fewer:
         if depth:
             name = "head only" if depth == asked.deepest else "four tenths live"
             beside = f"{samples} pictures: {name}, beside nothing frozen"
-            yield Gap(beside, task, points(fewer[samples, depth], fewer[samples, 0]))
+            yield Gap(beside, task, points(fewer[samples, depth], fewer[samples, 0]["test_accuracy"]))
     modes = norm_modes(truth)
     yield Gap("learnt norm statistics", task, 100 * statistics.fmean(mode["learnt"] - mode["own"] for mode in modes))
+    for depth in {row["depth"] for row in rows if row["name"] == "half precision"}:
+        one, two = seeds_at(truth, depth, best_rate(truth, depth))
+        yield Gap("another seed", task, 100 * (two - one))
 
 
-def points(row: Mapping[str, Any], other: Mapping[str, Any]) -> float | None:
-    if row["failure"] or other["failure"]:
-        return None
-    return 100 * (row["test_accuracy"] - other["test_accuracy"])
+def seeds_at(truth: Truth, depth: int, rate: float) -> list[float]:
+    """Test accuracies of the trainings in full with the norms' own statistics, by seed."""
+    rows = [row for row in truth["rows"] if "marks" not in row and row["norm_mode"] == "eval" and not row["failure"]]
+    some = [row for row in rows if (row["depth"], row["learning_rate"]) == (depth, rate)]
+    return [row["test_accuracy"] for row in sorted(some, key=lambda row: row["seed"])]
+
+
+def usual(truth: Truth, depth: int, rate: float) -> float:
+    return statistics.fmean(seeds_at(truth, depth, rate))
+
+
+def points(row: Mapping[str, Any], accuracy: float) -> float | None:
+    return None if row["failure"] else 100 * (row["test_accuracy"] - accuracy)
 
 
 def summary(truths: Sequence[Truth]) -> list[dict[str, Any]]:
