@@ -391,7 +391,8 @@ def gaps(truth: Truth) -> Iterator[Gap]:
         elif row["name"] in ALONE:
             yield Gap(f"{row['name']}, beside nothing frozen", task, points(row, usual(truth, 0, best_rate(truth, 0))))
         elif row["name"] in SHORTER:
-            beside = f"{row['name']}, {asked.live(depth):.1f} of the operations live"
+            nearest = min(LIVE_TARGETS, key=lambda target: abs(asked.live(depth) - target))
+            beside = f"{row['name']}, about {nearest:g} of the operations live"
             yield Gap(beside, task, points(row, usual(truth, depth, rate)))
         elif row["name"] not in (TANGENT, FEWER):
             yield Gap(row["name"], task, points(row, usual(truth, depth, rate)))
