@@ -121,6 +121,7 @@ SEARCHES = {
     "two depths": Search(targets=(0.9,)),
     "two depths, one of them half-way": Search(targets=(0.5,)),
     "four depths": Search(targets=(0.9, 0.65, 0.38)),
+    "five depths": Search(targets=(0.9, 0.75, 0.55, 0.38)),
     "with nothing frozen": Search(targets=(1.0, 0.38)),
     "vote of the ridge probe alone": Search(votes="accuracy"),
     "vote of the nearest neighbours alone": Search(votes="knn"),
