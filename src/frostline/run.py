@@ -64,9 +64,9 @@ logger = logging.getLogger(__name__)
 COUNTED = ("trace", "probe", "measure", "prove", "store", "train", "test")
 """Phases that a full fine-tune is compared with; reading pictures, compiling and the report stand apart."""
 
-BRIEF_STEP = 0.02
-"""Seconds: in a step on a processor that takes less, Python and noise weigh as much as arithmetic, and bits are not
-given up for it."""
+BRIEF_STEP = 0.15
+"""Seconds: where a step on a processor takes less, a full fine-tune takes a minute or two, and finding out whether
+fewer bits are quicker takes a hundredth of that."""
 
 PROOF_PER_TRACE = 1.5
 """What proving one cut takes, in traces: about the median of the architectures in `docs/zoo.md`."""
