@@ -1,5 +1,4 @@
 import contextlib
-import itertools
 import math
 import threading
 from functools import partial
@@ -18,7 +17,6 @@ from frostline.data import TensorSamples
 from frostline.errors import WeightsDoNotFit
 from frostline.leaving_out import balancing
 from frostline.records import Recipe, TrialSpec
-from frostline.schedules import batches_of, rate_factor, span_of
 from frostline.testing import ROUGH
 from frostline.tuning import load_best, optimizer_for, train_step, tune
 
@@ -192,34 +190,6 @@ def test_numbers_below_the_normal_range_count_as_zero_while_training_and_only_th
 
 def test_another_seed_trains_otherwise(tmp_path):
     assert facts(run(spec_of(seed=0), tmp_path)[0])[1:] != facts(run(spec_of(seed=1), tmp_path)[0])[1:]
-
-
-def test_every_depth_sees_the_same_mini_batches():
-    shallow, deep = spec_of(depth=1), spec_of(depth=7, learning_rate=1e-4)
-
-    batches = [batches_of(SAMPLES, spec, epoch=3) for spec in (shallow, deep)]
-
-    assert all(torch.equal(one, two) for one, two in zip(*batches, strict=True))
-    assert not torch.equal(torch.cat(batches[0]), torch.cat(batches_of(SAMPLES, shallow, epoch=4)))
-    assert sorted(torch.cat(batches[0]).tolist()) == list(range(SAMPLES))
-
-
-def test_a_single_last_sample_joins_the_batch_before_where_batch_norm_needs_company():
-    spec = spec_of(norm_mode="train", batch_size=6)
-
-    assert [len(batch) for batch in batches_of(13, spec, epoch=1)] == [6, 7]
-    assert [len(batch) for batch in batches_of(13, spec_of(batch_size=6), epoch=1)] == [6, 6, 1]
-
-
-@pytest.mark.parametrize("steps", [7, 39, 48])
-@pytest.mark.parametrize("epochs", [1.0, 0.5, 5.7, 2 / 3])
-def test_the_halves_of_a_lap_have_its_steps(steps, epochs):
-    whole, first, second = (
-        span_of(spec_of(length, first_epoch=begin, parent="p" if begin else None), steps)
-        for begin, length in ((0, epochs), (0, epochs / 2), (epochs / 2, epochs / 2))
-    )
-
-    assert (first[0], first[1], second[1]) == (whole[0], second[0], whole[1])
 
 
 def test_epoch_zero_is_scored_and_may_be_the_best(tmp_path):
@@ -447,31 +417,6 @@ def test_parameters_that_ask_for_no_gradient_stay_as_they_are(tmp_path):
     run(spec_of(), tmp_path, net=net)
 
     assert torch.equal(net.conv.weight, before)
-
-
-def test_the_rate_rises_then_falls_to_nothing():
-    spec = spec_of(3, schedule="cosine", warmup=1.0)
-
-    factors = [rate_factor(spec, 4, step) for step in range(1, 13)]
-
-    assert factors[:4] == [0.25, 0.5, 0.75, 1.0]
-    assert factors[4] == 1.0
-    assert all(later < earlier for earlier, later in itertools.pairwise(factors[4:]))
-    assert 0 < factors[-1] < 0.1
-
-
-def test_a_child_starts_at_the_full_rate():
-    spec = spec_of(2, parent="x", first_epoch=1, warmup=1.0)
-
-    assert [rate_factor(spec, 4, step) for step in (5, 12)] == [1.0, 1.0]
-
-
-def test_a_child_goes_on_with_the_rise_of_its_parent():
-    parent, child = spec_of(0.5, warmup=1.0), spec_of(2, parent="x", first_epoch=0.5, warmup=1.0)
-
-    factors = [*(rate_factor(parent, 4, step) for step in (1, 2)), *(rate_factor(child, 4, step) for step in (3, 4, 5))]
-
-    assert factors == [0.25, 0.5, 0.75, 1.0, 1.0]
 
 
 def test_epochs_take_turns_among_the_views(tmp_path):
