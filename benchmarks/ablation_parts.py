@@ -84,9 +84,7 @@ def variants(bench: Bench, truth: Truth, sizes: Sequence[int]) -> Iterator[Varia
     depths = truth["depths"]
     deepest = max(depths)
     best = {depth: best_rate(truth, depth) for depth in depths}
-    shallow, middle = (
-        min(depths[:-1], key=lambda depth: abs(1.0 - share_of(truth, depth) - target)) for target in LIVE_TARGETS
-    )
+    shallow, middle = (depth_at(truth, target) for target in LIVE_TARGETS)
     for name in (*HEADS, "going on", "half precision", *(f"{count} views" for count in VIEWS)):
         yield Variant(name, middle, best[middle])
     for name in SHORTER:
@@ -103,13 +101,20 @@ def variants(bench: Bench, truth: Truth, sizes: Sequence[int]) -> Iterator[Varia
                 yield Variant(FEWER, depth, best[depth], samples)
 
 
+def depth_at(truth: Truth, live: float) -> int:
+    """Of the depths that train more than the head the one that trains about that share of the operations."""
+    inner = [depth for depth in truth["depths"] if depth != max(truth["depths"])]
+    return min(inner, key=lambda depth: abs(1.0 - share_of(truth, depth) - live))
+
+
+def whole(truth: Truth, norm_mode: str = "eval") -> list[Mapping[str, Any]]:
+    """The trainings in full, with the norms' own statistics or with learnt ones."""
+    return [row for row in truth["rows"] if "marks" not in row and row["norm_mode"] == norm_mode]
+
+
 def in_full(truth: Truth) -> dict[tuple[int, float], Mapping[str, Any]]:
-    """The trainings in full with the norms' own statistics and the first seed, by depth and rate."""
-    return {
-        (row["depth"], row["learning_rate"]): row
-        for row in truth["rows"]
-        if "marks" not in row and row["norm_mode"] == "eval" and row["seed"] == SEEDS[0]
-    }
+    """Those with the norms' own statistics and the first seed, by depth and rate."""
+    return {(row["depth"], row["learning_rate"]): row for row in whole(truth) if row["seed"] == SEEDS[0]}
 
 
 def best_rate(truth: Truth, depth: int) -> float:

@@ -40,8 +40,10 @@ from ablation_parts import (
     TANGENT_ROWS,
     Truth,
     best_rate,
+    depth_at,
     in_full,
     train_all,
+    whole,
 )
 from regret import RESULTS, TRUTH, bootstrap, hits_of, regret, truth_of, worth
 from rivals import share_of
@@ -182,8 +184,7 @@ def play(search: Search, truth: Truth) -> Played:
     asked = Answers(truth)
     if search.votes:
         return voted(search.votes, asked)
-    inner = [depth for depth in asked.depths if depth != asked.deepest]
-    arms = sorted({min(inner, key=lambda depth: abs(asked.live(depth) - target)) for target in search.targets})
+    arms = sorted({depth_at(truth, target) for target in search.targets})
     racing = [arms[len(arms) // 2]] if search.rates_of == "middle" else arms
     raced, cost = raced_by(search, asked, arms, racing)
     common = rate_for(search, asked, racing, raced)
@@ -360,8 +361,7 @@ def norm_modes(truth: Truth) -> list[dict[str, Any]]:
             "own": usual(truth, row["depth"], row["learning_rate"]),
             "learnt": row["test_accuracy"],
         }
-        for row in truth["rows"]
-        if "marks" not in row and row["norm_mode"] == "train"
+        for row in whole(truth, "train")
     ]
 
 
@@ -412,9 +412,8 @@ def gaps(truth: Truth) -> Iterator[Gap]:
 
 def seeds_at(truth: Truth, depth: int, rate: float) -> list[float]:
     """Test accuracies of the trainings in full with the norms' own statistics, by seed."""
-    rows = [row for row in truth["rows"] if "marks" not in row and row["norm_mode"] == "eval" and not row["failure"]]
-    some = [row for row in rows if (row["depth"], row["learning_rate"]) == (depth, rate)]
-    return [row["test_accuracy"] for row in sorted(some, key=lambda row: row["seed"])]
+    rows = [row for row in whole(truth) if (row["depth"], row["learning_rate"]) == (depth, rate) and not row["failure"]]
+    return [row["test_accuracy"] for row in sorted(rows, key=lambda row: row["seed"])]
 
 
 def usual(truth: Truth, depth: int, rate: float) -> float:
