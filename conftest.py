@@ -1,16 +1,31 @@
-"""What holds for every test and doctest: no outside world, and a few names that doctests may use."""
+"""What holds for every test and doctest: no outside world, the same draws each time, a few names for doctests."""
 
 import os
+import random
 import socket
 from pathlib import Path
 
+import hypothesis
 import pytest
+import torch
 
 # Read when the libraries are first imported, so they are set before any test module is.
 for name in ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE", "TRANSFORMERS_OFFLINE", "HF_HUB_DISABLE_TELEMETRY"):
     os.environ.setdefault(name, "1")
 
 LOCAL = ("localhost", "127.", "::1", "0.0.0.0")
+
+
+class TorchDraws:
+    """What Hypothesis needs to know of torch's draws, to begin each example with the same ones."""
+
+    seed = staticmethod(torch.manual_seed)
+    getstate = staticmethod(torch.get_rng_state)
+    setstate = staticmethod(torch.set_rng_state)
+
+
+TORCH_DRAWS = TorchDraws()
+hypothesis.register_random(TORCH_DRAWS)  # It keeps no reference of its own.
 
 
 class OutsideWorld(OSError):
@@ -57,6 +72,13 @@ def no_outside_world(request, monkeypatch):
 def outside_calls(no_outside_world):
     """Addresses that the test tried to reach and was refused; asking for them allows the try."""
     return no_outside_world
+
+
+@pytest.fixture(autouse=True)
+def same_draws():
+    """Begin every test with the same draws, whatever ran before it; other ones than the seeds that tests give."""
+    random.seed(20)
+    torch.manual_seed(20)
 
 
 @pytest.fixture(autouse=True)
