@@ -51,7 +51,7 @@ from stamps import stamp
 from tasks import TASKS
 
 from frostline.comparing import paired
-from frostline.search import LEARNING_RATES, LIVE_TARGETS, USUAL_LIMIT
+from frostline.search import LEARNING_RATES, LIVE_TARGETS, RATE_ERRORS, USUAL_LIMIT
 from frostline.tangent import Normalisation
 
 PARTS = RESULTS / "ablations"
@@ -69,11 +69,12 @@ class Search:
     Args:
         targets: Live shares at which it looks, beside the deepest depth.
         rates: Learning rates that are raced: the two largest, and smaller ones while these are ahead clearly.
-        clear: Standard errors by which a smaller rate than these two has to be ahead.
-        rates_of: Whose rates count: "each", a depth is judged by the best of its own and goes on at it; "all at last",
-            it goes on at the one that is best on average over the depths; "all", depths are judged at that one, too;
-            "middle", rates are raced at the middle depth alone.
+        clear: Standard errors by which a smaller rate has to be ahead.
+        rates_of: Where rates are raced: "shallowest" or "middle", at that depth alone, and all depths are judged at the
+            one that suits it; "each", at every depth, which is judged by the best of its own and goes on at it; "all at
+            last", it goes on at the one that is best on average over the depths; "all", it is judged at that one, too.
         trend: Rates are judged by what the loss would be after so many times the fall of the second half of the lap.
+        depth_trend: The same of depths.
         mark: Steps of a lap.
         second: Steps after which the two ahead are compared again where two errors do not tell them apart, or None.
         judge: What an arm is ahead by: "loss" or "accuracy".
@@ -86,9 +87,10 @@ class Search:
 
     targets: tuple[float, ...] = LIVE_TARGETS
     rates: tuple[float, ...] = LEARNING_RATES
-    clear: float = 2.0
-    rates_of: str = "each"
+    clear: float = RATE_ERRORS
+    rates_of: str = "shallowest"
     trend: float = 1.0
+    depth_trend: float = 1.0
     mark: int = 40
     second: int | None = None
     judge: str = "loss"
@@ -107,6 +109,9 @@ SEARCHES = {
     "the leader of the race": Search(tie=0.0),
     "the more accurate at last": Search(last_tie=0.0),
     "the shallower within one error": Search(tie=1.0),
+    "depths by their loss at the end of the lap": Search(depth_trend=0.0),
+    "the same, rates raced at every depth": Search(rates_of="each", depth_trend=0.0),
+    "rates raced at every depth": Search(rates_of="each"),
     "the rate that suits all depths on average": Search(rates_of="all at last"),
     "depths judged at that rate": Search(rates_of="all"),
     "the same, within one error": Search(rates_of="all", tie=1.0),
@@ -117,7 +122,8 @@ SEARCHES = {
     "rates by their loss at the end of the lap": Search(trend=0.0),
     "rates by half of their trend": Search(trend=0.5),
     "rates by three times their trend": Search(trend=3.0),
-    "the smallest rate by its lowest promise": Search(clear=0.0),
+    "the rate that promises most": Search(clear=0.0),
+    "the rate that promises most, by three errors": Search(clear=3.0),
     "one rate, the largest": Search(rates=LEARNING_RATES[:1]),
     "one rate, the middle one": Search(rates=LEARNING_RATES[1:2]),
     "two depths": Search(targets=(0.9,)),
@@ -185,26 +191,26 @@ def play(search: Search, truth: Truth) -> Played:
     if search.votes:
         return voted(search.votes, asked)
     arms = sorted({depth_at(truth, target) for target in search.targets})
-    racing = [arms[len(arms) // 2]] if search.rates_of == "middle" else arms
+    racing = {"shallowest": arms[:1], "middle": [arms[len(arms) // 2]]}.get(search.rates_of, arms)
     raced, cost = raced_by(search, asked, arms, racing)
     common = rate_for(search, asked, racing, raced)
     judged = raced if search.rates_of in ("each", "all at last") else (common,)
-    looks = {depth: best_look(asked, depth, judged, search.mark, search.judge) for depth in arms}
-    standing = {depth: look for depth, look in looks.items() if look}
-    lap = search.mark
+    found = {depth: best_lap(search, asked, depth, judged, search.mark) for depth in arms}
+    standing = {depth: lap for depth, lap in found.items() if lap}
+    steps = search.mark
     if search.second and len(standing) > 1:
-        first, second = sorted(standing, key=lambda depth: level(standing[depth], search.judge))[:2]
-        difference, error = behind(standing[second], standing[first], search.judge)
+        first, second = sorted(standing, key=lambda depth: statistics.fmean(standing[depth]))[:2]
+        difference, error = paired(standing[second], standing[first])
         if difference <= 2 * error:
-            again = {depth: best_look(asked, depth, judged, search.second, search.judge) for depth in (first, second)}
-            standing = {depth: look for depth, look in again.items() if look} or standing
+            again = {depth: best_lap(search, asked, depth, judged, search.second) for depth in (first, second)}
+            standing = {depth: lap for depth, lap in again.items() if lap} or standing
             cost += (asked.live(first) + asked.live(second)) * (search.second - search.mark) / asked.steps
-            lap = search.second
+            steps = search.second
     winner = ahead(standing, search)
     rate = rate_for(search, asked, [winner], raced) if search.rates_of == "each" else common
     left = max(0.0, USUAL_LIMIT - cost - fixed(asked))
-    share = min(1.0, left / max(asked.live(winner), 1e-9) + (lap / asked.steps if search.goes_on else 0.0))
-    cost += asked.live(winner) * (share - (lap / asked.steps if search.goes_on else 0.0)) + fixed(asked)
+    share = min(1.0, left / max(asked.live(winner), 1e-9) + (steps / asked.steps if search.goes_on else 0.0))
+    cost += asked.live(winner) * (share - (steps / asked.steps if search.goes_on else 0.0)) + fixed(asked)
     depth, row = last_word(asked, winner, rate, search)
     return Played(depth, rate, row["test_hits"], cost)
 
@@ -214,10 +220,10 @@ def fixed(asked: Answers) -> float:
     return 0.05 + 2 / (3 * asked.truth["epochs"])
 
 
-def best_look(asked: Answers, depth: int, rates: Sequence[float], mark: int, judge: str) -> Mapping[str, Any] | None:
-    """The look after that many steps at which this depth is best."""
-    looks = [look for rate in rates if (look := asked.at(depth, rate, mark))]
-    return min(looks, key=lambda look: level(look, judge), default=None)
+def best_lap(search: Search, asked: Answers, depth: int, rates: Sequence[float], mark: int) -> list[float] | None:
+    """What this depth promises after that many steps at the best of the rates; None where all failed."""
+    found = (promised(asked, depth, rate, mark, search.judge, search.depth_trend) for rate in rates)
+    return min((lap for lap in found if lap), key=statistics.fmean, default=None)
 
 
 def raced_by(
@@ -238,26 +244,31 @@ def raced_by(
 
 
 def rate_for(search: Search, asked: Answers, depths: Sequence[int], raced: Sequence[float]) -> float:
-    """The rate that promises these depths most on average; a third only where it is clearly ahead."""
+    """The largest rate than which no smaller one promises these depths clearly more on average."""
     best, held = raced[0], promises(search, asked, depths, raced[0])
-    for number, rate in enumerate(raced[1:], 1):
+    for rate in raced[1:]:
         found = promises(search, asked, depths, rate)
         difference, error = paired(held, found)
-        if difference > (search.clear * error if number > 1 else 0.0):
+        if difference > search.clear * error:
             best, held = rate, found
     return best
 
 
 def promises(search: Search, asked: Answers, depths: Sequence[int], rate: float) -> list[float]:
-    """By sample, the loss after the trend, on average over the depths; above all others where one failed."""
-    columns = []
-    for depth in depths:
-        looks = [asked.at(depth, rate, mark) for mark in (search.mark // 2, search.mark)]
-        if not all(looks):
-            return [1e3] * len(asked.truth["rows"][0]["valid_hits"])
-        before, after = (np.array(figures(look, search.judge)) for look in looks if look)
-        columns.append(after - search.trend * (before - after))
-    return np.mean(columns, axis=0).tolist()
+    """By sample, what the depths promise at this rate on average; above all others where one failed."""
+    laps = [promised(asked, depth, rate, search.mark, search.judge, search.trend) for depth in depths]
+    if not all(laps):
+        return [1e3] * len(asked.truth["rows"][0]["valid_hits"])
+    return np.mean(laps, axis=0).tolist()
+
+
+def promised(asked: Answers, depth: int, rate: float, mark: int, judge: str, trend: float) -> list[float] | None:
+    """By sample, where a lap would come to after the trend of its second half; None where the arm failed."""
+    early, late = (asked.at(depth, rate, each) for each in (mark // 2, mark))
+    if not early or not late:
+        return None
+    before, after = (np.array(figures(look, judge)) for look in (early, late))
+    return (after - trend * (before - after)).tolist()
 
 
 def figures(look: Mapping[str, Any], judge: str) -> Sequence[float]:
@@ -265,14 +276,10 @@ def figures(look: Mapping[str, Any], judge: str) -> Sequence[float]:
     return losses_of(look) if judge == "loss" else [1.0 - right for right in rights_of(look)]
 
 
-def level(look: Mapping[str, Any], judge: str) -> float:
-    return statistics.fmean(figures(look, judge))
-
-
-def ahead(standing: Mapping[int, Mapping[str, Any]], search: Search) -> int:
+def ahead(standing: Mapping[int, Sequence[float]], search: Search) -> int:
     """Of the arms within the tie of the leader, the shallowest, or the deepest."""
-    leader = min(standing, key=lambda depth: (level(standing[depth], search.judge), depth))
-    gaps = {depth: behind(look, standing[leader], search.judge) for depth, look in standing.items()}
+    leader = min(standing, key=lambda depth: (statistics.fmean(standing[depth]), depth))
+    gaps = {depth: paired(lap, standing[leader]) for depth, lap in standing.items()}
     tied = [depth for depth, (gap, error) in gaps.items() if gap <= search.tie * error + 1e-12]
     if not search.tie:
         return leader

@@ -264,12 +264,12 @@ def test_an_end_within_an_epoch_is_scored_too():
     assert BUDGET.cost(0, 0.75, 0.25) == pytest.approx((0.75 + 0.1) / 10)
 
 
-def test_a_race_costs_a_lap_scored_half_way_at_each_rate_and_one_of_what_costs_next_to_nothing():
+def test_a_race_costs_a_lap_at_each_rate_of_the_shallowest_and_one_of_the_others_scored_half_way_unless_cheap():
     race = Race(depths=(1, 2, 3), rates=(1e-3, 3e-4), epochs=1)
 
     cost = race_cost(BUDGET, race)
 
-    assert cost == pytest.approx(0.1 + (2 * 0.6 + 2 * 0.3) * 0.12 + 0.01 * 0.11)
+    assert cost == pytest.approx(0.1 + (2 * 0.6 + 0.3) * 0.12 + 0.01 * 0.11)
 
 
 def test_a_winner_goes_on_and_head_only_beside_it():

@@ -12,7 +12,7 @@ from frostline.comparing import paired
 from frostline.errors import AllTrialsFailed
 from frostline.prices import CHEAP
 from frostline.records import Doubt, Trial
-from frostline.search import LEARNING_RATES, strategy
+from frostline.search import strategy
 
 QUICK = settings(max_examples=25, deadline=None)
 
@@ -135,13 +135,14 @@ def test_a_plan_takes_a_shallow_a_middle_and_the_deepest_depth():
     assert 0.3 < 1 - LITE.frozen_share(meant.candidates[1]) < 0.5
 
 
-def test_the_probe_picks_among_depths_of_about_the_same_cost():
+@pytest.mark.parametrize(("accuracy", "is_clear"), [(0.9, True), (0.59, False)])
+def test_the_probe_picks_among_depths_of_about_the_same_cost_where_it_can_tell_them_apart(accuracy, is_clear):
     plain = plan_of(LITE).candidates[1]
     liked = plain - 1
 
-    meant = plan_of(LITE, prior=votes_of(LITE, {liked: 0.9}))
+    meant = plan_of(LITE, prior=votes_of(LITE, {liked: accuracy}))
 
-    assert meant.candidates[1] == liked
+    assert meant.candidates[1] == (liked if is_clear else plain)
 
 
 def test_default_epochs_take_about_six_hundred_steps():
@@ -190,24 +191,26 @@ def test_the_head_alone_needs_no_race_of_rates():
     assert trials[0].spec.epochs == meant.budget.epochs
 
 
-def test_smaller_learning_rates_are_tried_only_while_they_win():
+def test_smaller_learning_rates_are_tried_only_while_they_win_and_at_the_shallowest_depth():
     meant = plan_of(LITE)
 
     def raced(losses):
         trials = carried_out(LITE, meant, lambda spec: trial_of(spec, losses[spec.recipe.learning_rate]))
         begun = [trial.spec for trial in trials if not trial.spec.parent]
-        return [[spec.recipe.learning_rate for spec in begun if spec.depth == depth] for depth in meant.candidates[:2]]
+        return [[spec.recipe.learning_rate for spec in begun if spec.depth == depth] for depth in meant.candidates]
 
-    assert raced({1e-3: 0.2, 3e-4: 0.5, 1e-4: 0.1}) == [list(LEARNING_RATES[:2])] * 2
-    assert raced({1e-3: 0.5, 3e-4: 0.2, 1e-4: 0.1}) == [list(LEARNING_RATES)] * 2
+    assert raced({1e-3: 0.2, 3e-4: 0.5, 1e-4: 0.1}) == [[1e-3, 3e-4], [1e-3], [1e-3]]
+    assert raced({1e-3: 0.5, 3e-4: 0.2, 1e-4: 0.0}) == [[1e-3, 3e-4, 1e-4], [1e-4], [1e-4]]
     # Trials of different specs have noise of their own: .2 nats on 400 samples.
-    assert raced({1e-3: 0.503, 3e-4: 0.5, 1e-4: 0.1}) == [list(LEARNING_RATES[:2])] * 2
+    assert raced({1e-3: 0.503, 3e-4: 0.5, 1e-4: 0.1})[0] == [1e-3, 3e-4]
 
 
-@pytest.mark.parametrize(("smallest", "wins"), [(0.98, 3e-4), (0.9, 1e-4)])
-def test_the_smallest_rate_is_taken_only_where_two_standard_errors_ahead(smallest, wins):
+@pytest.mark.parametrize("rate", [3e-4, 1e-4])
+@pytest.mark.parametrize(("loss", "is_taken"), [(0.98, False), (0.9, True)])
+def test_a_smaller_rate_is_taken_only_where_clearly_ahead(rate, loss, is_taken):
     meant = plan_of(LITE)
-    losses = {1e-3: (1.5, 1.5), 3e-4: (1.0, 1.0), 1e-4: (smallest + 0.3, smallest - 0.3)}
+    above = {3e-4: 1e-3, 1e-4: 3e-4}[rate]
+    losses = {1e-3: (1.5, 1.5), 1e-4: (2.0, 2.0)} | {above: (1.0, 1.0), rate: (loss + 0.3, loss - 0.3)}
 
     def outcome(spec):
         own = losses[spec.recipe.learning_rate] if spec.depth != LITE.max_depth else (2.0, 2.0)
@@ -215,7 +218,7 @@ def test_the_smallest_rate_is_taken_only_where_two_standard_errors_ahead(smalles
 
     trials = carried_out(LITE, meant, outcome)
 
-    assert {trial.spec.recipe.learning_rate for trial in finishes(trials)} == {wins}
+    assert {trial.spec.recipe.learning_rate for trial in finishes(trials)} == {rate if is_taken else above}
 
 
 def test_where_the_two_largest_rates_fail_a_smaller_one_is_tried():
@@ -229,38 +232,51 @@ def test_where_the_two_largest_rates_fail_a_smaller_one_is_tried():
     assert {trial.spec.recipe.learning_rate for trial in finishes(trials)} == {1e-4}
 
 
-def test_a_depth_counts_by_the_best_of_its_rates():
-    meant = plan_of(LITE)
-    shallow, middle, _ = meant.candidates
-    losses = {(shallow, 1e-3): 0.6, (shallow, 3e-4): 0.4, (middle, 1e-3): 0.3, (middle, 3e-4): 0.9}
-
-    def raced(better):
-        given = losses | {(middle, 1e-3): better}
-        trials = carried_out(
-            LITE, meant, lambda spec: trial_of(spec, given.get((spec.depth, spec.recipe.learning_rate), 2))
-        )
-        return {(trial.spec.depth, trial.spec.recipe.learning_rate) for trial in finishes(trials)}
-
-    assert raced(0.41) == {(shallow, 3e-4), (LITE.max_depth, 3e-4)}
-    assert raced(0.3) == {(middle, 1e-3), (LITE.max_depth, 1e-3)}
-
-
-@pytest.mark.parametrize(
-    ("middle_at", "goes_on"), [({1e-3: 0.9, 3e-4: 0.6}, "shallow"), ({1e-3: 0.1, 3e-4: 0.6}, "middle")]
-)
-def test_the_rate_is_the_one_that_suits_the_depth_that_goes_on(middle_at, goes_on):
+@pytest.mark.parametrize(("middle_at", "goes_on"), [(0.41, "shallow"), (0.2, "middle")])
+def test_depths_are_compared_at_the_rate_that_suits_the_shallowest(middle_at, goes_on):
     meant = plan_of(LITE)
     shallow, middle, deepest = meant.candidates
-    losses = {(shallow, 1e-3): 0.4, (shallow, 3e-4): 0.3} | {(middle, rate): at for rate, at in middle_at.items()}
-    depth, rate = {"shallow": (shallow, 3e-4), "middle": (middle, 1e-3)}[goes_on]
+    losses = {(shallow, 1e-3): 0.6, (shallow, 3e-4): 0.4, (middle, 3e-4): middle_at}
 
     trials = carried_out(
         LITE, meant, lambda spec: trial_of(spec, losses.get((spec.depth, spec.recipe.learning_rate), 1))
     )
 
+    assert {trial.spec.recipe.learning_rate for trial in trials if trial.spec.depth == middle} == {3e-4}
     assert {(trial.spec.depth, trial.spec.recipe.learning_rate) for trial in finishes(trials)} == {
-        (depth, rate),
-        (deepest, rate),
+        ({"shallow": shallow, "middle": middle}[goes_on], 3e-4),
+        (deepest, 3e-4),
+    }
+
+
+def test_a_depth_that_is_behind_and_catching_up_wins():
+    meant = plan_of(LITE)
+    shallow, middle, _ = meant.candidates
+    losses = {(shallow, False): 2.0, (shallow, True): 1.2, (middle, False): 1.2, (middle, True): 0.9}
+
+    trials = carried_out(
+        LITE, meant, lambda spec: trial_of(spec, losses.get((spec.depth, spec.parent is not None), 1.2))
+    )
+
+    assert {trial.spec.depth for trial in finishes(trials)} == {shallow, LITE.max_depth}
+
+
+def test_where_no_rate_works_at_the_shallowest_depth_the_next_one_races_them():
+    meant = plan_of(LITE)
+    shallow, middle, deepest = meant.candidates
+    losses = {1e-3: 0.6, 3e-4: 0.3}
+
+    def outcome(spec):
+        return trial_of(
+            spec, losses.get(spec.recipe.learning_rate, 0.5), failure="nan" if spec.depth == shallow else None
+        )
+
+    trials = carried_out(LITE, meant, outcome)
+
+    assert {trial.spec.recipe.learning_rate for trial in trials if trial.spec.depth == middle} >= {1e-3, 3e-4}
+    assert {(trial.spec.depth, trial.spec.recipe.learning_rate) for trial in finishes(trials)} == {
+        (middle, 3e-4),
+        (deepest, 3e-4),
     }
 
 
@@ -305,12 +321,19 @@ def test_every_arm_runs_one_lap_and_is_scored_half_way():
 
     trials = carried_out(LITE, meant, by_depth(dict(zip(meant.candidates, (0.30, 0.301, 0.6), strict=True))))
 
-    raced = [trial for trial in trials if trial not in finishes(trials)]
-    shares = {depth: [] for depth in meant.candidates}
-    for trial in raced:
-        if trial.spec.recipe.learning_rate == 1e-3:
-            shares[trial.spec.depth].append(trial.epochs / meant.budget.race_epochs)
-    assert list(shares.values()) == [[0.5, 1.0], [0.5, 1.0], [1.0]]
+    shares = {}
+    for trial in trials:
+        if trial not in finishes(trials):
+            arm = trial.spec.depth, trial.spec.recipe.learning_rate
+            shares.setdefault(arm, []).append(trial.epochs / meant.budget.race_epochs)
+    shallow, middle, deepest = meant.candidates
+    (rate,) = {trial.spec.recipe.learning_rate for trial in trials if trial.spec.depth == middle}
+    assert shares == {
+        (shallow, 1e-3): [0.5, 1.0],
+        (shallow, 3e-4): [0.5, 1.0],
+        (middle, rate): [0.5, 1.0],
+        (deepest, rate): [1.0],
+    }
 
 
 def test_a_rate_that_is_behind_and_catching_up_wins():

@@ -253,7 +253,7 @@ class Plan(Record):
         rates: What they were computed from.
         recipe: How every arm is trained; the race settles its learning rate.
         candidates: Depths that the race will try.
-        learning_rates: Rates that the race may try, at every depth that trains more than the head.
+        learning_rates: Rates that the race may try, at the shallowest candidate.
         forecasts: One for each open depth.
         seconds: Predicted seconds of the whole search and the last training, at most.
         store_bytes: Predicted bytes on disk.
