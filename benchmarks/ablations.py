@@ -69,7 +69,7 @@ class Search:
     Args:
         targets: Live shares at which it looks, beside the deepest depth.
         rates: Learning rates that are raced: the two largest, and smaller ones while these are ahead clearly.
-        clear: Standard errors by which a smaller rate has to be ahead.
+        clear: Standard errors by which each smaller rate has to be ahead of the one before.
         rates_of: Where rates are raced: "shallowest" or "middle", at that depth alone, and all depths are judged at the
             one that suits it; "each", at every depth, which is judged by the best of its own and goes on at it; "all at
             last", it goes on at the one that is best on average over the depths; "all", it is judged at that one, too.
@@ -87,7 +87,7 @@ class Search:
 
     targets: tuple[float, ...] = LIVE_TARGETS
     rates: tuple[float, ...] = LEARNING_RATES
-    clear: float = RATE_ERRORS
+    clear: tuple[float, ...] = RATE_ERRORS
     rates_of: str = "shallowest"
     trend: float = 1.0
     depth_trend: float = 1.0
@@ -122,8 +122,8 @@ SEARCHES = {
     "rates by their loss at the end of the lap": Search(trend=0.0),
     "rates by half of their trend": Search(trend=0.5),
     "rates by three times their trend": Search(trend=3.0),
-    "the rate that promises most": Search(clear=0.0),
-    "the rate that promises most, by three errors": Search(clear=3.0),
+    "the rate that promises most": Search(clear=(0.0, 0.0)),
+    "the rate that promises most, by three errors": Search(clear=(3.0, 3.0)),
     "one rate, the largest": Search(rates=LEARNING_RATES[:1]),
     "one rate, the middle one": Search(rates=LEARNING_RATES[1:2]),
     "two depths": Search(targets=(0.9,)),
@@ -229,28 +229,26 @@ def best_lap(search: Search, asked: Answers, depth: int, rates: Sequence[float],
 def raced_by(
     search: Search, asked: Answers, arms: Sequence[int], racing: Sequence[int]
 ) -> tuple[tuple[float, ...], float]:
-    """The rates that are tried, and what all first laps cost: a third only where the second is clearly ahead."""
-    lap, cost = sum(asked.live(depth) for depth in racing) * search.mark / asked.steps, 0.0
-    raced: tuple[float, ...] = ()
-    for rate in search.rates:
-        cost += lap
-        raced += (rate,)
-        if len(raced) > 1:
-            larger, smaller = (promises(search, asked, racing, each) for each in raced[-2:])
-            difference, error = paired(larger, smaller)
-            if not difference > search.clear * error:
-                break
-    return raced, cost + sum(asked.live(depth) for depth in arms if depth not in racing) * search.mark / asked.steps
+    """The rates that are tried, and what all laps cost: a third only where the second is as far ahead as it must be."""
+    lap, tried = sum(asked.live(depth) for depth in racing) * search.mark / asked.steps, search.rates[:2]
+    if len(search.rates) > 2:
+        larger, smaller = (promises(search, asked, racing, rate) for rate in tried)
+        difference, error = paired(larger, smaller)
+        if difference > search.clear[1] * error:
+            tried = search.rates
+    rest = sum(asked.live(depth) for depth in arms if depth not in racing) * search.mark / asked.steps
+    return tried, lap * len(tried) + rest
 
 
 def rate_for(search: Search, asked: Answers, depths: Sequence[int], raced: Sequence[float]) -> float:
-    """The largest rate than which no smaller one promises these depths clearly more on average."""
+    """The largest rate than which the next one does not promise these depths clearly more on average."""
     best, held = raced[0], promises(search, asked, depths, raced[0])
-    for rate in raced[1:]:
+    for rate, errors in zip(raced[1:], search.clear, strict=False):
         found = promises(search, asked, depths, rate)
         difference, error = paired(held, found)
-        if difference > search.clear * error:
-            best, held = rate, found
+        if not difference > errors * error:
+            break
+        best, held = rate, found
     return best
 
 

@@ -205,8 +205,10 @@ def test_smaller_learning_rates_are_tried_only_while_they_win_and_at_the_shallow
     assert raced({1e-3: 0.503, 3e-4: 0.5, 1e-4: 0.1})[0] == [1e-3, 3e-4]
 
 
-@pytest.mark.parametrize("rate", [3e-4, 1e-4])
-@pytest.mark.parametrize(("loss", "is_taken"), [(0.98, False), (0.9, True)])
+@pytest.mark.parametrize(
+    ("rate", "loss", "is_taken"),
+    [(3e-4, 0.98, False), (3e-4, 0.97, True), (1e-4, 0.97, False), (1e-4, 0.9, True)],
+)
 def test_a_smaller_rate_is_taken_only_where_clearly_ahead(rate, loss, is_taken):
     meant = plan_of(LITE)
     above = {3e-4: 1e-3, 1e-4: 3e-4}[rate]

@@ -69,10 +69,11 @@ DISAGREEMENT = 0.1
 CLEAR_ERRORS = 2.0
 """Paired standard errors by which a depth has to be ahead to count as better."""
 
-RATE_ERRORS = 1.5
-"""The same for a smaller learning rate. Forty steps say little of where a rate ends, and the larger is the safer guess:
-with half of the epochs it was right in 5 and 8 more of 100 test pictures on two tasks, the smaller in 2 at most on the
-others. On eight seeds of six tasks any number from 1 to 2.5 lost .2 to .4 points on average, none at all .6."""
+RATE_ERRORS = (1.5, 3.0)
+"""The same for the second and the third learning rate, beside the one before. Forty steps say little of where a rate
+ends, and the larger is the safer guess: with half of the epochs it was right in 5 and 8 more of 100 test pictures on
+two tasks, the smaller in 2 at most on the others. On eight seeds of six tasks any number from 1 to 2.5 lost .2 to .4
+points on average, none at all .6. The third rate was the best one nowhere."""
 
 USUAL_RACES = ((3, 3, LAP_STEPS), (3, 2, LAP_STEPS))
 """Depths and learning rates that a race may have at most, and the steps of a lap, in the order of preference. A third
@@ -374,10 +375,10 @@ def strategy(
 ) -> tuple[TrialSpec, ...]:
     """Say what to run next; empty when the search is done.
 
-    The shallowest depth runs a lap at the two largest learning rates, and at a smaller one where the second is ahead,
-    by one and a half paired standard errors. The other depths that train more than the head run a lap at the rate that
-    was taken. What counts in a lap is the validation loss that it promises: what it would be after another one, if it
-    falls by as much again as in the second half.
+    The shallowest depth runs a lap at the two largest learning rates, and at the smallest where the second is far
+    ahead; a smaller one is taken only where it is ahead by some paired standard errors. The other depths that train
+    more than the head run a lap at the rate that was taken. What counts in a lap is the validation loss that it
+    promises: what it would be after another one, if it falls by as much again as in the second half.
     All see the same mini-batches and are scored by an average of their weights, half-way and at the end. The
     shallowest depth goes on that is within two paired standard errors of the lowest promise; without a restart, its
     rate brought down to zero. Head only goes on beside it.
@@ -459,20 +460,22 @@ def _lapped(
 
 
 def _race_of_rates(plan: Plan, purse: _Purse, done: Mapping[str, Trial], depth: int) -> "_Rungs[_Lap | None]":
-    """Run a lap at the two largest rates, and at each smaller one while the one before is clearly ahead.
+    """Run a lap at the two largest rates, and at the smallest where the second is ahead by as much as that has to be.
 
     Returns:
-        The lap at the largest rate than which no smaller one is clearly ahead; None where all failed.
+        The lap at the largest rate than which the next one is not clearly ahead; None where all failed.
     """
     first = plan.learning_rates[:2]
     raced = yield from _lapped(plan, purse, done, [(depth, rate) for rate in first])
-    best = None
-    for rate in plan.learning_rates:
+    best, beaten = None, None
+    for rate, errors in zip(plan.learning_rates, (0.0, *RATE_ERRORS), strict=False):
         if rate not in first:
+            if best and not _is_ahead(best, beaten, errors):
+                break
             raced = yield from _lapped(plan, purse, done, [(depth, rate)])
         lap = next((lap for lap in raced if lap.rate == rate), None)
-        if _is_clearly_ahead(lap, best):
-            best = lap
+        if _is_ahead(lap, best, errors):
+            best, beaten = lap, best
         elif best:
             break
     return best
@@ -511,12 +514,12 @@ class _Lap(NamedTuple):
         return 2 * self.late.loss - self.early.loss
 
 
-def _is_clearly_ahead(lap: _Lap | None, other: _Lap | None) -> bool:
+def _is_ahead(lap: _Lap | None, other: _Lap | None, errors: float) -> bool:
     """Whether it alone stands, or its promise is so many paired standard errors lower."""
     if not lap or not other:
         return lap is not None
     difference, error = paired(other.promises, lap.promises, lap.late.sample_weights)
-    return difference > RATE_ERRORS * error
+    return difference > errors * error
 
 
 def _shallowest_ahead(laps: Sequence[_Lap]) -> _Lap:
