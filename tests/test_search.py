@@ -207,7 +207,7 @@ def test_smaller_learning_rates_are_tried_only_while_they_win_and_at_the_shallow
 
 @pytest.mark.parametrize(
     ("rate", "loss", "is_taken"),
-    [(3e-4, 0.98, False), (3e-4, 0.97, True), (1e-4, 0.97, False), (1e-4, 0.9, True)],
+    [(3e-4, 0.99, False), (3e-4, 0.97, True), (1e-4, 0.97, False), (1e-4, 0.9, True)],
 )
 def test_a_smaller_rate_is_taken_only_where_clearly_ahead(rate, loss, is_taken):
     meant = plan_of(LITE)
@@ -318,24 +318,41 @@ def test_where_no_rate_works_at_one_depth_the_others_still_race():
     assert len({trial.spec.recipe.learning_rate for trial in finishes(trials)}) == 1
 
 
-def test_every_arm_runs_one_lap_and_is_scored_half_way():
+@pytest.mark.parametrize("is_sure", [True, False])
+def test_every_arm_runs_a_lap_and_is_scored_half_way_and_rates_that_are_not_sure_run_another(is_sure):
     meant = plan_of(LITE)
+    shallow, middle, deepest = meant.candidates
 
-    trials = carried_out(LITE, meant, by_depth(dict(zip(meant.candidates, (0.30, 0.301, 0.6), strict=True))))
+    trials = carried_out(
+        LITE,
+        meant,
+        lambda spec: trial_of(spec, 0.3 if spec.recipe.learning_rate == 1e-3 else 0.9 if is_sure else 0.301),
+    )
 
     shares = {}
     for trial in trials:
         if trial not in finishes(trials):
             arm = trial.spec.depth, trial.spec.recipe.learning_rate
             shares.setdefault(arm, []).append(trial.epochs / meant.budget.race_epochs)
-    shallow, middle, deepest = meant.candidates
     (rate,) = {trial.spec.recipe.learning_rate for trial in trials if trial.spec.depth == middle}
     assert shares == {
-        (shallow, 1e-3): [0.5, 1.0],
-        (shallow, 3e-4): [0.5, 1.0],
+        (shallow, 1e-3): [0.5, 1.0] if is_sure else [0.5, 1.0, 2.0],
+        (shallow, 3e-4): [0.5, 1.0] if is_sure else [0.5, 1.0, 2.0],
         (middle, rate): [0.5, 1.0],
         (deepest, rate): [1.0],
     }
+    goes_on = next(trial for trial in finishes(trials) if trial.spec.depth == shallow)
+    assert goes_on.spec.first_epoch == meant.budget.race_epochs * (1 if is_sure else 2)
+
+
+def test_a_second_lap_is_not_run_where_it_would_leave_too_little_to_go_on_for():
+    meant = plan_of(LITE, limit=0.65)
+
+    trials = carried_out(LITE, meant, lambda spec: trial_of(spec, 0.3))
+
+    raced = [trial for trial in trials if trial not in finishes(trials)]
+    assert max(trial.epochs for trial in raced) == meant.budget.race_epochs
+    assert len(meant.learning_rates) > 1 and len(meant.candidates) == 3
 
 
 def test_a_rate_that_is_behind_and_catching_up_wins():
@@ -348,6 +365,19 @@ def test_a_rate_that_is_behind_and_catching_up_wins():
     trials = carried_out(LITE, meant, outcome)
 
     assert {trial.spec.recipe.learning_rate for trial in finishes(trials)} == {1e-3}
+
+
+def test_a_rate_that_is_past_its_best_is_judged_by_where_it_is_and_goes_on_from():
+    meant = plan_of(LITE)
+
+    def outcome(spec):
+        trial = trial_of(spec, {1e-3: 0.9, 3e-4: 1.0}.get(spec.recipe.learning_rate, 2.0))
+        is_rising = spec.recipe.learning_rate == 1e-3 and spec.parent is not None
+        return trial.model_copy(update={"last_losses": tuple(loss + 0.6 for loss in trial.losses) if is_rising else ()})
+
+    trials = carried_out(LITE, meant, outcome)
+
+    assert {trial.spec.recipe.learning_rate for trial in finishes(trials)} == {3e-4}
 
 
 def test_a_rate_that_fails_is_out():

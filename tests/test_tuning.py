@@ -243,6 +243,22 @@ def test_losses_and_hits_are_those_of_the_best_epoch(tmp_path):
     torch.testing.assert_close(torch.tensor(trial.losses), calibrated(outputs, valid.labels))
 
 
+def test_losses_at_the_end_are_those_of_the_last_weights_where_these_are_past_their_best(tmp_path):
+    first, _ = run(spec_of(4), tmp_path)
+    spec = spec_of(1, parent=first.spec.key, first_epoch=4, learning_rate=3.0, head_learning_rate=3.0)
+    trial, net = run(spec, tmp_path, start=tmp_path / first.weights)
+    state, valid = load_file(tmp_path / trial.weights), part(1)
+    net.load_state_dict({name[5:]: tensor for name, tensor in state.items() if name.startswith("last/")})
+
+    outputs = net(valid.read(range(SAMPLES))[0]).detach()
+
+    assert first.best_epoch == 4
+    assert (first.last_losses, first.losses_at_the_end) == ((), first.losses)
+    assert (trial.best_epoch, trial.losses) == (first.best_epoch, first.losses)
+    torch.testing.assert_close(torch.tensor(trial.last_losses), calibrated(outputs, valid.labels))
+    assert trial.loss_at_the_end == pytest.approx(trial.curve[-1].valid_loss)
+
+
 def test_gradients_are_measured_before_they_are_clipped(tmp_path):
     net = nn.Sequential(nn.Flatten(), nn.Linear(1, 2, bias=False))
     nn.init.zeros_(net[1].weight)

@@ -95,6 +95,7 @@ class Trial(Record):
         losses: Negative log-likelihood of each validation sample at the best epoch, in nats, after the one
             temperature that suits them best; so is the validation loss of the curve.
         hits: Whether each validation sample was right at the best epoch.
+        last_losses: As `losses`, at the end; empty where that is the best epoch.
         sample_weights: What each validation sample counts, 1 in the mean; empty where all count alike.
         seconds: Training seconds, scoring included.
         flops: Counted operations.
@@ -107,6 +108,7 @@ class Trial(Record):
     best_epoch: float = 0
     losses: tuple[float, ...] = ()
     hits: tuple[bool, ...] = ()
+    last_losses: tuple[float, ...] = ()
     sample_weights: tuple[float, ...] = ()
     seconds: float = 0.0
     flops: float = 0.0
@@ -122,6 +124,16 @@ class Trial(Record):
     def loss(self) -> float:
         """Mean validation loss at the best epoch; infinite for a failed trial."""
         return self._mean(self.losses) if self.losses and not self.failure else float("inf")
+
+    @property
+    def losses_at_the_end(self) -> tuple[float, ...]:
+        """Negative log-likelihood of each validation sample where training stopped, which is where it can go on."""
+        return self.last_losses or self.losses
+
+    @property
+    def loss_at_the_end(self) -> float:
+        """Their mean, in which samples count as they do in the loss."""
+        return self._mean(self.losses_at_the_end)
 
     @property
     def accuracy(self) -> float:

@@ -7,10 +7,11 @@ depth go on to the end without a restart.
 
 import math
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
-from typing import NamedTuple, TypeVar
+from typing import TypeVar
 
 from frostline.amounts import byte_count, interval, share
-from frostline.comparing import by_key, is_within, paired
+from frostline.comparing import by_key
+from frostline.laps import SECOND, SURE, Lap, is_ahead, shallowest_ahead
 from frostline.prices import CHEAP, Prices, Race, affordable_epochs, apart, head_scale, most_cost
 from frostline.records import Budget, CutGraph, Plan, Prior, Rates, Recipe, Trial, TrialSpec, Vote
 
@@ -65,15 +66,6 @@ FEWEST_A_CLASS = 10
 
 DISAGREEMENT = 0.1
 """Share of samples on which two good depths differ, which sets the standard error of their difference."""
-
-CLEAR_ERRORS = 2.0
-"""Paired standard errors by which a depth has to be ahead to count as better."""
-
-RATE_ERRORS = (1.5, 3.0)
-"""The same for the second and the third learning rate, beside the one before. Forty steps say little of where a rate
-ends, and the larger is the safer guess: with half of the epochs it was right in 5 and 8 more of 100 test pictures on
-two tasks, the smaller in 2 at most on the others. On eight seeds of six tasks any number from 1 to 2.5 lost .2 to .4
-points on average, none at all .6. The third rate was the best one nowhere."""
 
 USUAL_RACES = ((3, 3, LAP_STEPS), (3, 2, LAP_STEPS))
 """Depths and learning rates that a race may have at most, and the steps of a lap, in the order of preference. A third
@@ -375,10 +367,10 @@ def strategy(
 ) -> tuple[TrialSpec, ...]:
     """Say what to run next; empty when the search is done.
 
-    The shallowest depth runs a lap at the two largest learning rates, and at the smallest where the second is far
-    ahead; a smaller one is taken only where it is ahead by some paired standard errors. The other depths that train
-    more than the head run a lap at the rate that was taken. What counts in a lap is the validation loss that it
-    promises: what it would be after another one, if it falls by as much again as in the second half.
+    The shallowest depth runs a lap at the two largest learning rates, and another where neither is sure to be the
+    better one; the third is tried where the second is. The other depths that train more than the head run a lap at the
+    rate that was taken. What counts in a lap is the validation loss that it promises: what it would be after another
+    one, if it falls by as much again as in the second half.
     All see the same mini-batches and are scored by an average of their weights, half-way and at the end. The
     shallowest depth goes on that is within two paired standard errors of the lowest promise; without a restart, its
     rate brought down to zero. Head only goes on beside it.
@@ -406,6 +398,10 @@ def strategy(
     return ()
 
 
+_T = TypeVar("_T")
+_Rungs = Generator[tuple[TrialSpec, ...], None, _T]
+
+
 class _Purse:
     """What is left of the budget; a spec that it cannot pay for is not asked for."""
 
@@ -424,7 +420,7 @@ class _Purse:
         return tuple(paid)
 
 
-def _rungs(plan: Plan, done: Mapping[str, Trial]) -> "_Rungs[None]":
+def _rungs(plan: Plan, done: Mapping[str, Trial]) -> _Rungs[None]:
     """What is to be run, rung by rung; the next rung is drawn only when the one before is done."""
     budget, purse = plan.budget, _Purse(plan.budget)
     if len(plan.candidates) == len(plan.learning_rates) == 1:
@@ -434,21 +430,21 @@ def _rungs(plan: Plan, done: Mapping[str, Trial]) -> "_Rungs[None]":
     best = None
     while dear and not best:
         shallowest, *dear = dear
-        best = yield from _race_of_rates(plan, purse, done, shallowest)
+        best = yield from _race_of_rates(plan, purse, done, shallowest, dear)
     rate = best.rate if best else SAFE_RATE
     others = yield from _lapped(plan, purse, done, [(depth, rate) for depth in dear])
-    winner = _shallowest_ahead([best, *others]) if best else None
+    winner = shallowest_ahead([best, *others]) if best else None
     rung = purse.pay(_begun(plan, depth, rate, budget.race_epochs) for depth in cheap)
     yield rung
     going_on = [done[spec.key] for spec in rung if not done[spec.key].failure]
     if winner:
-        going_on.append(winner.late)
+        going_on.append(winner.last or winner.late)
     yield tuple(spec for trial in going_on for spec in _finished(plan, purse, trial))
 
 
 def _lapped(
     plan: Plan, purse: _Purse, done: Mapping[str, Trial], arms: Iterable[tuple[int, float]]
-) -> "_Rungs[list[_Lap]]":
+) -> _Rungs[list[Lap]]:
     """Run a lap at each depth and rate; of those that did not fail, what came of it."""
     half = plan.budget.race_epochs / 2
     rung = purse.pay(_begun(plan, depth, rate, half) for depth, rate in arms)
@@ -456,87 +452,52 @@ def _lapped(
     early = {spec.key: done[spec.key] for spec in rung if not done[spec.key].failure}
     rung = purse.pay(_continued(trial, half) for trial in early.values())
     yield rung
-    return [_Lap(early[str(spec.parent)], done[spec.key]) for spec in rung if not done[spec.key].failure]
+    return [Lap(early[str(spec.parent)], done[spec.key]) for spec in rung if not done[spec.key].failure]
 
 
-def _race_of_rates(plan: Plan, purse: _Purse, done: Mapping[str, Trial], depth: int) -> "_Rungs[_Lap | None]":
-    """Run a lap at the two largest rates, and at the smallest where the second is ahead by as much as that has to be.
+def _race_of_rates(
+    plan: Plan, purse: _Purse, done: Mapping[str, Trial], depth: int, others: Sequence[int]
+) -> _Rungs[Lap | None]:
+    """Run a lap at the two largest rates, another where neither is sure, or one at the smallest where the second is.
 
     Returns:
-        The lap at the largest rate than which the next one is not clearly ahead; None where all failed.
+        The lap at the rate that is taken; None where all failed.
     """
     first = plan.learning_rates[:2]
-    raced = yield from _lapped(plan, purse, done, [(depth, rate) for rate in first])
-    best, beaten = None, None
-    for rate, errors in zip(plan.learning_rates, (0.0, *RATE_ERRORS), strict=False):
-        if rate not in first:
-            if best and not _is_ahead(best, beaten, errors):
-                break
-            raced = yield from _lapped(plan, purse, done, [(depth, rate)])
-        lap = next((lap for lap in raced if lap.rate == rate), None)
-        if _is_ahead(lap, best, errors):
-            best, beaten = lap, best
-        elif best:
-            break
-    return best
+    laps = yield from _lapped(plan, purse, done, [(depth, rate) for rate in first])
+    larger, smaller = _at(first[0], laps), _at(first[-1], laps)
+    if not laps or is_ahead(smaller, larger, SURE):
+        third = yield from _lapped(plan, purse, done, [(depth, rate) for rate in plan.learning_rates[2:]])
+        return third[0] if third and is_ahead(third[0], smaller, SURE) else smaller
+    is_sure = larger is smaller or is_ahead(larger, smaller, SURE)
+    if is_sure or not _can_repeat(plan, purse, depth, others):
+        return smaller if is_ahead(smaller, larger, SECOND) else larger
+    second = yield from _second_laps(plan, purse, done, laps)
+    larger, smaller = _at(first[0], second), _at(first[-1], second)
+    taken = smaller if is_ahead(smaller, larger, SECOND) else larger
+    return next((lap._replace(last=taken.late) for lap in laps if taken and lap.rate == taken.rate), None)
 
 
-_T = TypeVar("_T")
-_Rungs = Generator[tuple[TrialSpec, ...], None, _T]
+def _at(rate: float, laps: Iterable[Lap]) -> Lap | None:
+    return next((lap for lap in laps if lap.rate == rate), None)
 
 
-class _Lap(NamedTuple):
-    """An arm half-way through its lap, and at its end."""
-
-    early: Trial
-    late: Trial
-
-    @property
-    def depth(self) -> int:
-        return self.late.spec.depth
-
-    @property
-    def rate(self) -> float:
-        return self.late.spec.recipe.learning_rate
-
-    @property
-    def promises(self) -> list[float]:
-        """By sample, the loss after twice the steps, if it falls by as much again.
-
-        What is in doubt between two arms is where they end. The larger rate begins later: on Omniglot it was .2 nats
-        behind after forty steps, and right in 7 more of 100 test pictures at its end. So does the shallower depth.
-        """
-        return [2 * late - early for early, late in zip(self.early.losses, self.late.losses, strict=True)]
-
-    @property
-    def promise(self) -> float:
-        """Their mean, in which samples count as they do in the loss."""
-        return 2 * self.late.loss - self.early.loss
+def _second_laps(plan: Plan, purse: _Purse, done: Mapping[str, Trial], laps: Sequence[Lap]) -> _Rungs[list[Lap]]:
+    """Run each arm for another lap, of which the first one was the first half."""
+    rung = purse.pay(_continued(lap.late, plan.budget.race_epochs) for lap in laps)
+    yield rung
+    before = {lap.late.spec.key: lap.late for lap in laps}
+    return [Lap(before[str(spec.parent)], done[spec.key]) for spec in rung if not done[spec.key].failure]
 
 
-def _is_ahead(lap: _Lap | None, other: _Lap | None, errors: float) -> bool:
-    """Whether it alone stands, or its promise is so many paired standard errors lower."""
-    if not lap or not other:
-        return lap is not None
-    difference, error = paired(other.promises, lap.promises, lap.late.sample_weights)
-    return difference > errors * error
-
-
-def _shallowest_ahead(laps: Sequence[_Lap]) -> _Lap:
-    """The shallowest depth within two standard errors of the lowest promise.
-
-    Even so any deeper arm is nearer to its end, for what it trains is less, and learnt sooner: on TrashNet the arm
-    that trains .87 of the operations was 3.3 errors behind after forty steps, and right in 3 more of 100 test pictures
-    at its end.
-    """
-    leader = min(laps, key=lambda lap: (lap.promise, lap.depth))
-    weights = leader.late.sample_weights
-    tied = (lap for lap in laps if _is_tied(*paired(lap.promises, leader.promises, weights)))
-    return min(tied, key=lambda lap: lap.depth)
-
-
-def _is_tied(difference: float, error: float) -> bool:
-    return is_within(difference, CLEAR_ERRORS * error)
+def _can_repeat(plan: Plan, purse: _Purse, depth: int, others: Sequence[int]) -> bool:
+    """Whether two more laps leave enough to go on for, the laps of the other depths being paid."""
+    budget, lap = plan.budget, plan.budget.race_epochs
+    rest = sum(budget.cost(other, lap / 2) + budget.cost(other, lap / 2, lap / 2) for other in others)
+    left = purse.left - 2 * budget.cost(depth, lap, lap) - rest
+    # A depth that was asked for is trained for all its epochs.
+    least = LEAST_FINISH if len(plan.candidates) > 1 else 1.0
+    return 2 * lap + affordable_epochs(left, depth, budget, 2 * lap) >= least * budget.epochs
 
 
 def _begun(plan: Plan, depth: int, rate: float, epochs: float) -> TrialSpec:

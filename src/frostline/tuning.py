@@ -103,6 +103,7 @@ def tune(
     trainee.begin_average()
     curve: list[EpochPoint] = []
     samples, failure = 0, None
+    losses = torch.empty(0)
     try:
         with kept_heap():
             for first, last in trainee.laps():
@@ -129,6 +130,7 @@ def tune(
         best_epoch=best.epoch if best else 0,
         losses=tuple(best.losses.tolist()) if best else (),
         hits=tuple(best.hits.tolist()) if best else (),
+        last_losses=() if best is None or best.losses is losses else tuple(losses.tolist()),
         sample_weights=() if best is None or valid_weights is None else tuple(valid_weights.tolist()),
         seconds=time.perf_counter() - begun,
         flops=samples * flops_per_sample,
