@@ -20,6 +20,7 @@ FOLDER; started again, it goes on where it stopped.
 import argparse
 import base64
 import json
+import math
 import random
 import statistics
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -51,7 +52,8 @@ from stamps import stamp
 from tasks import TASKS
 
 from frostline.comparing import paired
-from frostline.search import LEARNING_RATES, LIVE_TARGETS, RATE_ERRORS, USUAL_LIMIT
+from frostline.laps import SECOND, SURE
+from frostline.search import LEARNING_RATES, LIVE_TARGETS, USUAL_LIMIT
 from frostline.tangent import Normalisation
 
 PARTS = RESULTS / "ablations"
@@ -68,15 +70,15 @@ class Search:
 
     Args:
         targets: Live shares at which it looks, beside the deepest depth.
-        rates: Learning rates that are raced: the two largest, and smaller ones while these are ahead clearly.
-        clear: Standard errors by which each smaller rate has to be ahead of the one before.
-        rates_of: Where rates are raced: "shallowest" or "middle", at that depth alone, and all depths are judged at the
-            one that suits it; "each", at every depth, which is judged by the best of its own and goes on at it; "all at
-            last", it goes on at the one that is best on average over the depths; "all", it is judged at that one, too.
+        rates: Learning rates that are raced: the two largest, and the third where the second is sure.
+        sure: Standard errors by which one of two rates has to be ahead to be taken after one lap.
+        ahead: The same for the smaller of two that are not sure, after the second lap.
+        rates_of: Where they are raced: at the "shallowest" depth alone or the "middle" one, the others running at the
+            rate that is taken; at "each"; or at "all", by what they promise on average.
         trend: Rates are judged by what the loss would be after so many times the fall of the second half of the lap.
         depth_trend: The same of depths.
         mark: Steps of a lap.
-        second: Steps after which the two ahead are compared again where two errors do not tell them apart, or None.
+        second: Steps after which two rates that are not sure are compared again, or None.
         judge: What an arm is ahead by: "loss" or "accuracy".
         tie: Standard errors within which another arm than the leader is taken.
         last_tie: The same for the winner and head only, both trained to the end.
@@ -87,12 +89,13 @@ class Search:
 
     targets: tuple[float, ...] = LIVE_TARGETS
     rates: tuple[float, ...] = LEARNING_RATES
-    clear: tuple[float, ...] = RATE_ERRORS
+    sure: float = SURE
+    ahead: float = SECOND
     rates_of: str = "shallowest"
     trend: float = 1.0
     depth_trend: float = 1.0
     mark: int = 40
-    second: int | None = None
+    second: int | None = 80
     judge: str = "loss"
     tie: float = 2.0
     last_tie: float = 1.0
@@ -110,20 +113,18 @@ SEARCHES = {
     "the more accurate at last": Search(last_tie=0.0),
     "the shallower within one error": Search(tie=1.0),
     "depths by their loss at the end of the lap": Search(depth_trend=0.0),
-    "the same, rates raced at every depth": Search(rates_of="each", depth_trend=0.0),
+    "rates raced at the middle depth": Search(rates_of="middle"),
     "rates raced at every depth": Search(rates_of="each"),
-    "the rate that suits all depths on average": Search(rates_of="all at last"),
-    "depths judged at that rate": Search(rates_of="all"),
-    "the same, within one error": Search(rates_of="all", tie=1.0),
-    "laps of 20 steps": Search(mark=20),
-    "laps of 80 steps": Search(mark=80),
-    "a second lap of the two ahead": Search(second=80),
-    "rates at the middle depth alone": Search(rates_of="middle"),
+    "the rate that suits all depths on average": Search(rates_of="all"),
+    "no second lap": Search(second=None),
+    "a second lap in any case": Search(sure=math.inf),
+    "laps of 20 steps, and 20 more": Search(mark=20, second=40),
+    "laps of 80 steps, and no second": Search(mark=80, second=None),
     "rates by their loss at the end of the lap": Search(trend=0.0),
     "rates by half of their trend": Search(trend=0.5),
     "rates by three times their trend": Search(trend=3.0),
-    "the rate that promises most": Search(clear=(0.0, 0.0)),
-    "the rate that promises most, by three errors": Search(clear=(3.0, 3.0)),
+    "the rate that promises most": Search(ahead=0.0),
+    "the rate that promises most, no second lap": Search(ahead=0.0, second=None),
     "one rate, the largest": Search(rates=LEARNING_RATES[:1]),
     "one rate, the middle one": Search(rates=LEARNING_RATES[1:2]),
     "two depths": Search(targets=(0.9,)),
@@ -191,23 +192,18 @@ def play(search: Search, truth: Truth) -> Played:
     if search.votes:
         return voted(search.votes, asked)
     arms = sorted({depth_at(truth, target) for target in search.targets})
-    racing = {"shallowest": arms[:1], "middle": [arms[len(arms) // 2]]}.get(search.rates_of, arms)
-    raced, cost = raced_by(search, asked, arms, racing)
-    common = rate_for(search, asked, racing, raced)
-    judged = raced if search.rates_of in ("each", "all at last") else (common,)
-    found = {depth: best_lap(search, asked, depth, judged, search.mark) for depth in arms}
-    standing = {depth: lap for depth, lap in found.items() if lap}
-    steps = search.mark
-    if search.second and len(standing) > 1:
-        first, second = sorted(standing, key=lambda depth: statistics.fmean(standing[depth]))[:2]
-        difference, error = paired(standing[second], standing[first])
-        if difference <= 2 * error:
-            again = {depth: best_lap(search, asked, depth, judged, search.second) for depth in (first, second)}
-            standing = {depth: lap for depth, lap in again.items() if lap} or standing
-            cost += (asked.live(first) + asked.live(second)) * (search.second - search.mark) / asked.steps
-            steps = search.second
-    winner = ahead(standing, search)
-    rate = rate_for(search, asked, [winner], raced) if search.rates_of == "each" else common
+    groups = {"shallowest": [arms[:1]], "middle": [[arms[len(arms) // 2]]], "each": [[depth] for depth in arms]}
+    races = {tuple(group): race(search, asked, group) for group in groups.get(search.rates_of, [arms])}
+    raced = {depth: outcome for group, outcome in races.items() for depth in group}
+    common = next(iter(races.values())).rate
+    rates = {depth: raced[depth].rate if depth in raced else common for depth in arms}
+    cost = sum(outcome.cost for outcome in races.values())
+    cost += sum(asked.live(depth) for depth in arms if depth not in raced) * search.mark / asked.steps
+    found = {
+        depth: promised(asked, depth, rates[depth], search.mark, search.judge, search.depth_trend) for depth in arms
+    }
+    winner = ahead({depth: lap for depth, lap in found.items() if lap}, search)
+    steps, rate = raced[winner].steps if winner in raced else search.mark, rates[winner]
     left = max(0.0, USUAL_LIMIT - cost - fixed(asked))
     share = min(1.0, left / max(asked.live(winner), 1e-9) + (steps / asked.steps if search.goes_on else 0.0))
     cost += asked.live(winner) * (share - (steps / asked.steps if search.goes_on else 0.0)) + fixed(asked)
@@ -220,41 +216,40 @@ def fixed(asked: Answers) -> float:
     return 0.05 + 2 / (3 * asked.truth["epochs"])
 
 
-def best_lap(search: Search, asked: Answers, depth: int, rates: Sequence[float], mark: int) -> list[float] | None:
-    """What this depth promises after that many steps at the best of the rates; None where all failed."""
-    found = (promised(asked, depth, rate, mark, search.judge, search.depth_trend) for rate in rates)
-    return min((lap for lap in found if lap), key=statistics.fmean, default=None)
+class Raced(NamedTuple):
+    """The rate that is taken, what the laps cost in full fine-tunes, and the steps after which it goes on."""
+
+    rate: float
+    cost: float
+    steps: int
 
 
-def raced_by(
-    search: Search, asked: Answers, arms: Sequence[int], racing: Sequence[int]
-) -> tuple[tuple[float, ...], float]:
-    """The rates that are tried, and what all laps cost: a third only where the second is as far ahead as it must be."""
-    lap, tried = sum(asked.live(depth) for depth in racing) * search.mark / asked.steps, search.rates[:2]
-    if len(search.rates) > 2:
-        larger, smaller = (promises(search, asked, racing, rate) for rate in tried)
-        difference, error = paired(larger, smaller)
-        if difference > search.clear[1] * error:
-            tried = search.rates
-    rest = sum(asked.live(depth) for depth in arms if depth not in racing) * search.mark / asked.steps
-    return tried, lap * len(tried) + rest
+def race(search: Search, asked: Answers, depths: Sequence[int]) -> Raced:
+    """Of two rates the larger, unless the smaller promises clearly more; a third where the second is sure."""
+    step = sum(asked.live(depth) for depth in depths) / asked.steps
+    lap, (first, *others) = step * search.mark, search.rates
+    if not others:
+        return Raced(first, lap, search.mark)
+    second, *third = others
+    larger, smaller = (promises(search, asked, depths, rate, search.mark) for rate in (first, second))
+    if leads(smaller, larger, search.sure):
+        if third and leads(promises(search, asked, depths, third[0], search.mark), smaller, search.sure):
+            second = third[0]
+        return Raced(second, lap * len(search.rates), search.mark)
+    if search.second is None or leads(larger, smaller, search.sure):
+        return Raced(second if leads(smaller, larger, search.ahead) else first, 2 * lap, search.mark)
+    larger, smaller = (promises(search, asked, depths, rate, search.second) for rate in (first, second))
+    return Raced(second if leads(smaller, larger, search.ahead) else first, 2 * step * search.second, search.second)
 
 
-def rate_for(search: Search, asked: Answers, depths: Sequence[int], raced: Sequence[float]) -> float:
-    """The largest rate than which the next one does not promise these depths clearly more on average."""
-    best, held = raced[0], promises(search, asked, depths, raced[0])
-    for rate, errors in zip(raced[1:], search.clear, strict=False):
-        found = promises(search, asked, depths, rate)
-        difference, error = paired(held, found)
-        if not difference > errors * error:
-            break
-        best, held = rate, found
-    return best
+def leads(one: Sequence[float], other: Sequence[float], errors: float) -> bool:
+    difference, error = paired(other, one)
+    return difference > errors * error
 
 
-def promises(search: Search, asked: Answers, depths: Sequence[int], rate: float) -> list[float]:
+def promises(search: Search, asked: Answers, depths: Sequence[int], rate: float, mark: int) -> list[float]:
     """By sample, what the depths promise at this rate on average; above all others where one failed."""
-    laps = [promised(asked, depth, rate, search.mark, search.judge, search.trend) for depth in depths]
+    laps = [promised(asked, depth, rate, mark, search.judge, search.trend) for depth in depths]
     if not all(laps):
         return [1e3] * len(asked.truth["rows"][0]["valid_hits"])
     return np.mean(laps, axis=0).tolist()

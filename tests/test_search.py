@@ -135,14 +135,13 @@ def test_a_plan_takes_a_shallow_a_middle_and_the_deepest_depth():
     assert 0.3 < 1 - LITE.frozen_share(meant.candidates[1]) < 0.5
 
 
-@pytest.mark.parametrize(("accuracy", "is_clear"), [(0.9, True), (0.59, False)])
-def test_the_probe_picks_among_depths_of_about_the_same_cost_where_it_can_tell_them_apart(accuracy, is_clear):
+def test_the_probe_picks_among_depths_of_about_the_same_cost():
     plain = plan_of(LITE).candidates[1]
     liked = plain - 1
 
-    meant = plan_of(LITE, prior=votes_of(LITE, {liked: accuracy}))
+    meant = plan_of(LITE, prior=votes_of(LITE, {liked: 0.9}))
 
-    assert meant.candidates[1] == (liked if is_clear else plain)
+    assert meant.candidates[1] == liked
 
 
 def test_default_epochs_take_about_six_hundred_steps():
@@ -206,10 +205,9 @@ def test_smaller_learning_rates_are_tried_only_while_they_win_and_at_the_shallow
 
 
 @pytest.mark.parametrize(
-    ("rate", "loss", "is_taken"),
-    [(3e-4, 0.99, False), (3e-4, 0.97, True), (1e-4, 0.97, False), (1e-4, 0.9, True)],
+    ("rate", "loss", "is_taken"), [(3e-4, 1.01, False), (3e-4, 0.99, True), (1e-4, 0.97, False), (1e-4, 0.9, True)]
 )
-def test_a_smaller_rate_is_taken_only_where_clearly_ahead(rate, loss, is_taken):
+def test_the_third_rate_is_taken_only_where_clearly_ahead_and_of_two_the_one_that_promises_more(rate, loss, is_taken):
     meant = plan_of(LITE)
     above = {3e-4: 1e-3, 1e-4: 3e-4}[rate]
     losses = {1e-3: (1.5, 1.5), 1e-4: (2.0, 2.0)} | {above: (1.0, 1.0), rate: (loss + 0.3, loss - 0.3)}
@@ -318,16 +316,11 @@ def test_where_no_rate_works_at_one_depth_the_others_still_race():
     assert len({trial.spec.recipe.learning_rate for trial in finishes(trials)}) == 1
 
 
-@pytest.mark.parametrize("is_sure", [True, False])
-def test_every_arm_runs_a_lap_and_is_scored_half_way_and_rates_that_are_not_sure_run_another(is_sure):
+def test_every_arm_runs_one_lap_and_is_scored_half_way():
     meant = plan_of(LITE)
     shallow, middle, deepest = meant.candidates
 
-    trials = carried_out(
-        LITE,
-        meant,
-        lambda spec: trial_of(spec, 0.3 if spec.recipe.learning_rate == 1e-3 else 0.9 if is_sure else 0.301),
-    )
+    trials = carried_out(LITE, meant, by_depth(dict(zip(meant.candidates, (0.30, 0.301, 0.6), strict=True))))
 
     shares = {}
     for trial in trials:
@@ -336,23 +329,11 @@ def test_every_arm_runs_a_lap_and_is_scored_half_way_and_rates_that_are_not_sure
             shares.setdefault(arm, []).append(trial.epochs / meant.budget.race_epochs)
     (rate,) = {trial.spec.recipe.learning_rate for trial in trials if trial.spec.depth == middle}
     assert shares == {
-        (shallow, 1e-3): [0.5, 1.0] if is_sure else [0.5, 1.0, 2.0],
-        (shallow, 3e-4): [0.5, 1.0] if is_sure else [0.5, 1.0, 2.0],
+        (shallow, 1e-3): [0.5, 1.0],
+        (shallow, 3e-4): [0.5, 1.0],
         (middle, rate): [0.5, 1.0],
         (deepest, rate): [1.0],
     }
-    goes_on = next(trial for trial in finishes(trials) if trial.spec.depth == shallow)
-    assert goes_on.spec.first_epoch == meant.budget.race_epochs * (1 if is_sure else 2)
-
-
-def test_a_second_lap_is_not_run_where_it_would_leave_too_little_to_go_on_for():
-    meant = plan_of(LITE, limit=0.65)
-
-    trials = carried_out(LITE, meant, lambda spec: trial_of(spec, 0.3))
-
-    raced = [trial for trial in trials if trial not in finishes(trials)]
-    assert max(trial.epochs for trial in raced) == meant.budget.race_epochs
-    assert len(meant.learning_rates) > 1 and len(meant.candidates) == 3
 
 
 def test_a_rate_that_is_behind_and_catching_up_wins():

@@ -9,24 +9,17 @@ from frostline.records import Trial
 CLEAR = 2.0
 """Paired standard errors by which a depth has to be ahead to count as better."""
 
-SURE = 3.0
-"""The same for one of two learning rates that is to be taken after one lap, and for a third one at all, which was the
-best one nowhere."""
-
-SECOND = 1.0
-"""The same for the smaller of two rates after a second lap. Forty steps say little of where a rate ends, and the larger
-is the safer guess: with half of the epochs it was right in 5 and 8 more of 100 test pictures on two tasks, the smaller
-in 2 at most on the others. On eight seeds of six tasks the rate of the lower promise lost .6 points on average after a
-lap, and .1 where another lap was run unless one was sure, which is in three of four races."""
+THIRD = 3.0
+"""The same for a third learning rate, and for the second beside the first to have a third tried: it was the best one
+nowhere, and networks that need it are far behind at the others."""
 
 
 class Lap(NamedTuple):
-    """An arm half-way through its lap, at its end, and where it ran a second one at the end of that.
+    """An arm half-way through its lap, and at its end.
 
     Args:
         early: Half-way.
         late: At the end.
-        last: Where it goes on from, if that is another.
 
     Example:
         >>> from frostline.records import Recipe, TrialSpec
@@ -38,7 +31,6 @@ class Lap(NamedTuple):
 
     early: Trial
     late: Trial
-    last: Trial | None = None
 
     @property
     def depth(self) -> int:

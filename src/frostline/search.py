@@ -11,9 +11,9 @@ from typing import TypeVar
 
 from frostline.amounts import byte_count, interval, share
 from frostline.comparing import by_key
-from frostline.laps import SECOND, SURE, Lap, is_ahead, shallowest_ahead
+from frostline.laps import THIRD, Lap, is_ahead, shallowest_ahead
 from frostline.prices import CHEAP, Prices, Race, affordable_epochs, apart, head_scale, most_cost
-from frostline.records import Budget, CutGraph, Plan, Prior, Rates, Recipe, Trial, TrialSpec, Vote
+from frostline.records import Budget, CutGraph, Plan, Prior, Rates, Recipe, Trial, TrialSpec
 
 STEPS = 600
 """Optimizer steps of a full fine-tune by default. Where nine tenths of the operations are trained, the test part (64
@@ -337,7 +337,7 @@ def _raised(budget: Budget, needed: float) -> Budget:
 
 def _candidates(graph: CutGraph, prior: Prior) -> tuple[int, ...]:
     """A shallow, a middle and the deepest open depth, the probe picking among those that cost about the same."""
-    votes = {vote.depth: vote for vote in prior.votes}
+    votes = {vote.depth: vote.accuracy for vote in prior.votes}
     deepest = graph.open_depths[-1]
     inner = [d for d in graph.open_depths if 0 < d < deepest]
     picked = {deepest}
@@ -346,17 +346,11 @@ def _candidates(graph: CutGraph, prior: Prior) -> tuple[int, ...]:
             break
         away = {d: abs(1.0 - graph.frozen_share(d) - target) for d in inner}
         near = [d for d in inner if away[d] <= NEIGHBOURHOOD] or [min(inner, key=lambda d: (away[d], -d))]
-        picked.add(_deepest_of_the_best([votes[d] for d in near if d in votes]) or max(near))
+        picked.add(max(near, key=lambda d: (votes.get(d, 0.0), d)))
     if len(picked) == 1:
         # A network of one open cut: the race is between head only and nothing frozen.
         picked.add(graph.open_depths[0])
     return tuple(sorted(picked))
-
-
-def _deepest_of_the_best(votes: Sequence[Vote]) -> int | None:
-    """Of the depths that cannot be told from the best one the deepest, which costs least; None without votes."""
-    best = max(votes, key=lambda vote: vote.accuracy, default=None)
-    return max(vote.depth for vote in votes if vote.high >= best.low) if best else None
 
 
 # --- the strategy -----------------------------------------------------------------------------
@@ -367,10 +361,10 @@ def strategy(
 ) -> tuple[TrialSpec, ...]:
     """Say what to run next; empty when the search is done.
 
-    The shallowest depth runs a lap at the two largest learning rates, and another where neither is sure to be the
-    better one; the third is tried where the second is. The other depths that train more than the head run a lap at the
-    rate that was taken. What counts in a lap is the validation loss that it promises: what it would be after another
-    one, if it falls by as much again as in the second half.
+    The shallowest depth runs a lap at the two largest learning rates, and at the third where the second is clearly
+    ahead; the other depths that train more than the head run one at the rate that was taken. What counts in a lap is
+    the validation loss that it promises: what it would be after another one, if it falls by as much again as in the
+    second half.
     All see the same mini-batches and are scored by an average of their weights, half-way and at the end. The
     shallowest depth goes on that is within two paired standard errors of the lowest promise; without a restart, its
     rate brought down to zero. Head only goes on beside it.
@@ -430,7 +424,7 @@ def _rungs(plan: Plan, done: Mapping[str, Trial]) -> _Rungs[None]:
     best = None
     while dear and not best:
         shallowest, *dear = dear
-        best = yield from _race_of_rates(plan, purse, done, shallowest, dear)
+        best = yield from _race_of_rates(plan, purse, done, shallowest)
     rate = best.rate if best else SAFE_RATE
     others = yield from _lapped(plan, purse, done, [(depth, rate) for depth in dear])
     winner = shallowest_ahead([best, *others]) if best else None
@@ -438,7 +432,7 @@ def _rungs(plan: Plan, done: Mapping[str, Trial]) -> _Rungs[None]:
     yield rung
     going_on = [done[spec.key] for spec in rung if not done[spec.key].failure]
     if winner:
-        going_on.append(winner.last or winner.late)
+        going_on.append(winner.late)
     yield tuple(spec for trial in going_on for spec in _finished(plan, purse, trial))
 
 
@@ -455,49 +449,20 @@ def _lapped(
     return [Lap(early[str(spec.parent)], done[spec.key]) for spec in rung if not done[spec.key].failure]
 
 
-def _race_of_rates(
-    plan: Plan, purse: _Purse, done: Mapping[str, Trial], depth: int, others: Sequence[int]
-) -> _Rungs[Lap | None]:
-    """Run a lap at the two largest rates, another where neither is sure, or one at the smallest where the second is.
+def _race_of_rates(plan: Plan, purse: _Purse, done: Mapping[str, Trial], depth: int) -> _Rungs[Lap | None]:
+    """Run a lap at the two largest rates, and at the third where the second is clearly ahead of the first.
 
     Returns:
-        The lap at the rate that is taken; None where all failed.
+        Of the first two the lap that promises more, or the third where that is clearly ahead; None where all failed.
     """
-    first = plan.learning_rates[:2]
+    first, third = plan.learning_rates[:2], plan.learning_rates[2:]
     laps = yield from _lapped(plan, purse, done, [(depth, rate) for rate in first])
-    larger, smaller = _at(first[0], laps), _at(first[-1], laps)
-    if not laps or is_ahead(smaller, larger, SURE):
-        third = yield from _lapped(plan, purse, done, [(depth, rate) for rate in plan.learning_rates[2:]])
-        return third[0] if third and is_ahead(third[0], smaller, SURE) else smaller
-    is_sure = larger is smaller or is_ahead(larger, smaller, SURE)
-    if is_sure or not _can_repeat(plan, purse, depth, others):
-        return smaller if is_ahead(smaller, larger, SECOND) else larger
-    second = yield from _second_laps(plan, purse, done, laps)
-    larger, smaller = _at(first[0], second), _at(first[-1], second)
-    taken = smaller if is_ahead(smaller, larger, SECOND) else larger
-    return next((lap._replace(last=taken.late) for lap in laps if taken and lap.rate == taken.rate), None)
-
-
-def _at(rate: float, laps: Iterable[Lap]) -> Lap | None:
-    return next((lap for lap in laps if lap.rate == rate), None)
-
-
-def _second_laps(plan: Plan, purse: _Purse, done: Mapping[str, Trial], laps: Sequence[Lap]) -> _Rungs[list[Lap]]:
-    """Run each arm for another lap, of which the first one was the first half."""
-    rung = purse.pay(_continued(lap.late, plan.budget.race_epochs) for lap in laps)
-    yield rung
-    before = {lap.late.spec.key: lap.late for lap in laps}
-    return [Lap(before[str(spec.parent)], done[spec.key]) for spec in rung if not done[spec.key].failure]
-
-
-def _can_repeat(plan: Plan, purse: _Purse, depth: int, others: Sequence[int]) -> bool:
-    """Whether two more laps leave enough to go on for, the laps of the other depths being paid."""
-    budget, lap = plan.budget, plan.budget.race_epochs
-    rest = sum(budget.cost(other, lap / 2) + budget.cost(other, lap / 2, lap / 2) for other in others)
-    left = purse.left - 2 * budget.cost(depth, lap, lap) - rest
-    # A depth that was asked for is trained for all its epochs.
-    least = LEAST_FINISH if len(plan.candidates) > 1 else 1.0
-    return 2 * lap + affordable_epochs(left, depth, budget, 2 * lap) >= least * budget.epochs
+    best = min(laps, key=lambda lap: (lap.promise, -lap.rate), default=None)
+    larger = next((lap for lap in laps if lap.rate == first[0]), None)
+    if not best or is_ahead(best, larger, THIRD):
+        laps = yield from _lapped(plan, purse, done, [(depth, rate) for rate in third])
+        best = next((lap for lap in laps if is_ahead(lap, best, THIRD)), best)
+    return best
 
 
 def _begun(plan: Plan, depth: int, rate: float, epochs: float) -> TrialSpec:
