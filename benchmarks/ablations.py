@@ -20,7 +20,6 @@ FOLDER; started again, it goes on where it stopped.
 import argparse
 import base64
 import json
-import math
 import random
 import statistics
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -52,7 +51,7 @@ from stamps import stamp
 from tasks import TASKS
 
 from frostline.comparing import paired
-from frostline.laps import SECOND, SURE
+from frostline.laps import THIRD
 from frostline.search import LEARNING_RATES, LIVE_TARGETS, USUAL_LIMIT
 from frostline.tangent import Normalisation
 
@@ -71,14 +70,14 @@ class Search:
     Args:
         targets: Live shares at which it looks, beside the deepest depth.
         rates: Learning rates that are raced: the two largest, and the third where the second is sure.
-        sure: Standard errors by which one of two rates has to be ahead to be taken after one lap.
-        ahead: The same for the smaller of two that are not sure, after the second lap.
+        sure: Standard errors by which the second of them has to be ahead to have a third tried, and that to be taken.
+        ahead: The same for the smaller of the two largest.
         rates_of: Where they are raced: at the "shallowest" depth alone or the "middle" one, the others running at the
             rate that is taken; at "each"; or at "all", by what they promise on average.
         trend: Rates are judged by what the loss would be after so many times the fall of the second half of the lap.
         depth_trend: The same of depths.
         mark: Steps of a lap.
-        second: Steps after which two rates that are not sure are compared again, or None.
+        second: Steps after which the two are compared again where neither is sure, or None.
         judge: What an arm is ahead by: "loss" or "accuracy".
         tie: Standard errors within which another arm than the leader is taken.
         last_tie: The same for the winner and head only, both trained to the end.
@@ -89,13 +88,13 @@ class Search:
 
     targets: tuple[float, ...] = LIVE_TARGETS
     rates: tuple[float, ...] = LEARNING_RATES
-    sure: float = SURE
-    ahead: float = SECOND
+    sure: float = THIRD
+    ahead: float = 0.0
     rates_of: str = "shallowest"
     trend: float = 1.0
     depth_trend: float = 1.0
     mark: int = 40
-    second: int | None = 80
+    second: int | None = None
     judge: str = "loss"
     tie: float = 2.0
     last_tie: float = 1.0
@@ -116,15 +115,14 @@ SEARCHES = {
     "rates raced at the middle depth": Search(rates_of="middle"),
     "rates raced at every depth": Search(rates_of="each"),
     "the rate that suits all depths on average": Search(rates_of="all"),
-    "no second lap": Search(second=None),
-    "a second lap in any case": Search(sure=math.inf),
-    "laps of 20 steps, and 20 more": Search(mark=20, second=40),
-    "laps of 80 steps, and no second": Search(mark=80, second=None),
+    "the larger rate unless 1.5 errors behind": Search(ahead=1.5),
+    "a second lap where no rate is sure": Search(second=80, ahead=1.0),
+    "the third rate by the lowest promise": Search(sure=0.0),
+    "laps of 20 steps": Search(mark=20),
+    "laps of 80 steps": Search(mark=80),
     "rates by their loss at the end of the lap": Search(trend=0.0),
     "rates by half of their trend": Search(trend=0.5),
     "rates by three times their trend": Search(trend=3.0),
-    "the rate that promises most": Search(ahead=0.0),
-    "the rate that promises most, no second lap": Search(ahead=0.0, second=None),
     "one rate, the largest": Search(rates=LEARNING_RATES[:1]),
     "one rate, the middle one": Search(rates=LEARNING_RATES[1:2]),
     "two depths": Search(targets=(0.9,)),
@@ -225,7 +223,7 @@ class Raced(NamedTuple):
 
 
 def race(search: Search, asked: Answers, depths: Sequence[int]) -> Raced:
-    """Of two rates the larger, unless the smaller promises clearly more; a third where the second is sure."""
+    """Of two rates the one that promises more, or a third that is sure where the second is."""
     step = sum(asked.live(depth) for depth in depths) / asked.steps
     lap, (first, *others) = step * search.mark, search.rates
     if not others:

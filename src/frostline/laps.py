@@ -10,8 +10,8 @@ CLEAR = 2.0
 """Paired standard errors by which a depth has to be ahead to count as better."""
 
 THIRD = 3.0
-"""The same for a third learning rate, and for the second beside the first to have a third tried: it was the best one
-nowhere, and networks that need it are far behind at the others."""
+"""The same for a third learning rate, and for the second beside the first to have a third tried. On ten tasks the third
+was the best one at 4 of 80 depths, by 2 points at most (`benchmarks/results/truth`)."""
 
 
 class Lap(NamedTuple):
