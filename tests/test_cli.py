@@ -197,7 +197,7 @@ def test_fit_prints_the_plan_before_the_choice(runner, rooms):
     outcome = runner.invoke(cli.app, ["fit", "photos"])
 
     assert outcome.stdout.index("The plan") < outcome.stdout.index("Depth 9 of 18")
-    assert "At most 3 min 20 s and 5.0 MB of disk; budget 1.00 full fine-tunes, of 10 epochs" in outcome.stdout
+    assert "About 3 min 20 s and 5.0 MB of disk; budget 1.00 full fine-tunes, of 10 epochs" in outcome.stdout
     assert "few samples" in outcome.stdout
 
 

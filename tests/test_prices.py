@@ -6,6 +6,7 @@ from hypothesis import strategies as st
 
 from frostline.prices import (
     OVERHEAD,
+    SAVING_SECONDS,
     Prices,
     Race,
     affordable_epochs,
@@ -134,10 +135,32 @@ def test_the_reserve_holds_what_was_spent_and_will_be_where_that_is_more():
 def test_stages_that_stores_share_are_priced_once(seconds, spent):
     prices = prices_of(seconds=seconds, step=0.0, score=0.0, spent_seconds=spent)
 
-    deepest, both = (prices.budget(race_of(*depths), limit=1.0) for depths in ((2,), (1, 2)))
+    deepest, both = (prices.budget(race_of(*depths), limit=9.0) for depths in ((2,), (1, 2)))
 
     assert both.reserve == pytest.approx(deepest.reserve)
-    assert prices.search_seconds(race_of(1, 2), both) == pytest.approx(prices.store_seconds(2))
+    # Both run a lap of two rungs, and one goes on.
+    assert prices.search_seconds(race_of(1, 2), both) == pytest.approx(prices.store_seconds(2) + 5 * SAVING_SECONDS)
+
+
+def test_a_forecast_counts_a_scoring_and_a_saving_at_the_end_of_every_rung():
+    prices = prices_of(step=0.0, score=0.01)
+    budget = prices.budget(race_of(1, 2), limit=1.0)
+    # Nothing is left to go on for.
+    budget = budget.model_copy(update={"limit": race_cost(budget, race_of(1, 2))})
+
+    seconds = prices.search_seconds(race_of(1, 2), budget)
+
+    scored = 2 * 0.01 * 96 * sum(prices.rates.live_seconds_share(depth) for depth in (1, 2))
+    assert seconds == pytest.approx(prices.store_seconds(2) + scored + 4 * SAVING_SECONDS)
+
+
+def test_a_forecast_is_of_the_number_of_rates_that_takes_longest():
+    prices, race = prices_of(), race_of(1, 2)._replace(rates=(1e-3, 3e-4, 1e-4))
+    budget = prices.budget(race, limit=1.0)
+
+    two = prices.search_seconds(race._replace(rates=race.rates[:2]), budget)
+
+    assert prices.search_seconds(race, budget) >= two > 0
 
 
 def test_a_network_that_trains_in_no_time_is_not_kept_from_training():

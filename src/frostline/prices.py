@@ -8,9 +8,12 @@ from typing import NamedTuple
 from frostline.records import Budget, CutGraph, Forecast, Rates, Recipe, Vote
 
 OVERHEAD = 0.07
-"""Share of a full fine-tune set aside for what is not counted in operations, and for what the timings missed: saving
-and loading between the rungs of a race takes about .3 s each time. Of thirty searches with .08, whose full fine-tunes
+"""Share of a full fine-tune set aside for what is not counted in operations, and for what the timings missed, such as
+saving and loading between the rungs of a race. Of thirty searches with .08, whose full fine-tunes
 take 34 to 55 s, the median cost came out .09 below the limit by the clock, and two above it."""
+
+SAVING_SECONDS = 0.3
+"""What saving and loading the state of a trial takes at the end of a rung, about; for the forecast only."""
 
 LEAST_SECONDS = 10.0
 """A full fine-tune counts as at least this long where passes, proofs and timings are set against it: on a network that
@@ -353,14 +356,30 @@ class Prices:
         return self.epoch_seconds(depth) + (self.anew_seconds(depth) if depth in race.computed else 0.0)
 
     def search_seconds(self, race: Race, budget: Budget) -> float:
-        """Predicted seconds of the stores, the race and the dearest finish that the budget allows."""
+        """Predicted seconds of the stores, the race and the dearest finish that the budget allows.
+
+        Of the numbers of rates that may come to be tried the one that takes longest: fewer leave more to go on for.
+        """
+        counts = range(min(2, len(race.rates)), len(race.rates) + 1)
+        races = (race._replace(rates=race.rates[:count]) for count in counts)
+        return self.store_seconds(race.deepest_kept) + max(self._training_seconds(one, budget) for one in races)
+
+    def _training_seconds(self, race: Race, budget: Budget) -> float:
         left = budget.limit - race_cost(budget, race)
-        seconds = self.store_seconds(race.deepest_kept)
-        lap = ([self._seconds(depth, race) for depth in kind] for kind in apart(budget, race.depths))
-        seconds += race.first * race.laps(*lap)
-        return seconds + max(
-            self._seconds(depth, race) * affordable_epochs(left, depth, budget, race.first) for depth in race.depths
+        cheap, dear = apart(budget, race.depths)
+        laps = race.laps(
+            [self._rung_seconds(depth, race, race.first) for depth in cheap],
+            [2 * self._rung_seconds(depth, race, race.first / 2) for depth in dear],
         )
+        ends = {depth: affordable_epochs(left, depth, budget, race.first) for depth in race.depths}
+        return laps + max(self._rung_seconds(depth, race, epochs) for depth, epochs in ends.items())
+
+    def _rung_seconds(self, depth: int, race: Race, epochs: float) -> float:
+        """What one rung takes: its steps, a scoring at the end of each epoch and of a part of one, and its saving."""
+        if not epochs:
+            return 0.0
+        scoring = self.rates.live_seconds_share(depth) * self.rates.score_seconds * self.valid_samples
+        return epochs * (self._seconds(depth, race) - scoring) + math.ceil(epochs) * scoring + SAVING_SECONDS
 
 
 def _rounded_up(share: float) -> float:

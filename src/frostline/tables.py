@@ -97,7 +97,7 @@ def plan_tables(plan: Mapping[str, Any]) -> list[RenderableType]:
         )
     budget, engine = plan["budget"], plan["rates"]["engine"]
     lines = [
-        f"At most {duration(plan['seconds'])} and {decimal(plan['store_bytes'])} of disk; budget "
+        f"About {duration(plan['seconds'])} and {decimal(plan['store_bytes'])} of disk; budget "
         f"{budget['limit']:.2f} full fine-tunes, of {budget['epochs']} epochs and "
         f"{duration(plan['full_finetune_seconds'])} each.",
         f"Frozen part: {engine['engine']}, {engine['precision']}. {engine['why']}".rstrip(),

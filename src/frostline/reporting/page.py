@@ -396,7 +396,7 @@ def cost(evidence: Evidence) -> Row:
                 "width": f"{100 * seconds / longest:.2f}",
             }
             for name, kind, seconds in (
-                ("predicted for this run, at most", "predicted", plan.seconds),
+                ("predicted for this run", "predicted", plan.seconds),
                 ("this run", "frozen", spent.seconds),
                 ("one full fine-tune, from five timed steps", "neutral", full),
             )
