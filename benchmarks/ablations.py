@@ -177,13 +177,6 @@ def rights_of(look: Mapping[str, Any]) -> Sequence[float]:
     return hits_of(look["valid_hits"]).tolist()
 
 
-def behind(look: Mapping[str, Any], other: Mapping[str, Any], judge: str) -> tuple[float, float]:
-    """How far one look is behind another, and the paired standard error."""
-    if judge == "loss":
-        return paired(losses_of(look), losses_of(other))
-    return paired(rights_of(other), rights_of(look))
-
-
 def play(search: Search, truth: Truth) -> Played:
     """The search on this truth."""
     asked = Answers(truth)
@@ -282,11 +275,11 @@ def last_word(asked: Answers, winner: int, rate: float, search: Search) -> tuple
     mine, head = asked.ended(winner, rate), asked.ended(asked.deepest, rate)
     if mine["failure"]:
         return asked.deepest, head
-    leads = (mine["valid_accuracy"], -mine["valid_loss"]) >= (head["valid_accuracy"], -head["valid_loss"])
-    first, other = (mine, head) if leads else (head, mine)
-    gaps = [behind(other, first, judge) for judge in ("accuracy", "loss")]
+    is_mine = (mine["valid_accuracy"], -mine["valid_loss"]) >= (head["valid_accuracy"], -head["valid_loss"])
+    first, other = (mine, head) if is_mine else (head, mine)
+    gaps = [paired(figures(other, judge), figures(first, judge)) for judge in ("accuracy", "loss")]
     tied = search.last_tie > 0 and all(gap <= search.last_tie * error + 1e-12 for gap, error in gaps)
-    is_head = search.deeper if tied else not leads
+    is_head = search.deeper if tied else not is_mine
     return (asked.deepest, head) if is_head else (winner, mine)
 
 

@@ -37,12 +37,12 @@ def rates_of(graph):
 
 
 def votes_of(graph, accuracies=None):
-    """Votes of .5 but where something else is given, each within .05 of it."""
-    given = {depth: (accuracies or {}).get(depth, 0.5) for depth in graph.open_depths if depth}
+    accuracies = accuracies or dict.fromkeys(graph.open_depths, 0.5)
     return Prior(
         votes=tuple(
-            Vote(depth=depth, accuracy=each, low=each - 0.05, high=each + 0.05, loss=1, penalty=1, features=8)
-            for depth, each in given.items()
+            Vote(depth=depth, accuracy=accuracies.get(depth, 0.5), low=0, high=1, loss=1, penalty=1, features=8)
+            for depth in graph.open_depths
+            if depth
         ),
         samples=1000,
         head="head.safetensors",

@@ -75,7 +75,7 @@ def test_a_duration_carries_its_unit_and_never_sixty_of_the_smaller_one(seconds)
     written = duration(seconds)
 
     assert written.endswith((" s", " min"))
-    assert not written.endswith((" 60 s", " 60 min"))
+    assert all(smaller not in f" {written}" for smaller in (" 60 s", " 60 min"))
 
 
 def test_counts_bytes_and_rates_are_short_and_carry_their_unit():

@@ -1,7 +1,7 @@
 """What things cost: in full fine-tunes for decisions, in seconds and bytes for people to read."""
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from itertools import chain, combinations
 from typing import NamedTuple
 
@@ -9,8 +9,8 @@ from frostline.records import Budget, CutGraph, Forecast, Rates, Recipe, Vote
 
 OVERHEAD = 0.07
 """Share of a full fine-tune set aside for what is not counted in operations, and for what the timings missed, such as
-saving and loading between the rungs of a race. Of thirty searches with .08, whose full fine-tunes
-take 34 to 55 s, the median cost came out .09 below the limit by the clock, and two above it."""
+saving and loading between the rungs of a race. Of thirty searches with .08, whose full fine-tunes take 34 to 55 s, the
+median cost came out .09 below the limit by the clock, and two above it."""
 
 SAVING_SECONDS = 0.3
 """What saving and loading the state of a trial takes at the end of a rung, about; for the forecast only."""
@@ -63,12 +63,16 @@ class Race(NamedTuple):
         """Epochs of a lap; 0 where there is nothing to compare, and so no lap."""
         return 0.0 if len(self.depths) == len(self.rates) == 1 else self.epochs
 
-    def laps(self, cheap: Sequence[float], dear: Sequence[float]) -> float:
-        """What all laps take at most, from what one of each depth takes, from the shallowest of either kind.
+    def laps(self, budget: Budget, price: Callable[[int, float, float], float]) -> float:
+        """What all laps take at most, from what a rung takes: of a depth, so many epochs, after the first ones.
 
-        The shallowest that does not cost next to nothing runs one at each rate, the others one.
+        What costs next to nothing runs one in one rung, the others one in two; the shallowest of these at each rate.
         """
-        return sum(cheap) + sum(dear) + (len(self.rates) - 1) * sum(dear[:1])
+        cheap, dear = apart(budget, self.depths)
+        half = self.first / 2
+        whole = [price(depth, self.first, 0.0) for depth in cheap]
+        halves = [price(depth, half, 0.0) + price(depth, half, half) for depth in dear]
+        return sum(whole) + sum(halves) + (len(self.rates) - 1) * sum(halves[:1])
 
 
 def apart(budget: Budget, depths: Iterable[int]) -> tuple[list[int], list[int]]:
@@ -130,12 +134,7 @@ def race_cost(budget: Budget, race: Race) -> float:
         >>> round(race_cost(budget, Race((1, 2), (1e-3, 3e-4), epochs=1)), 3)
         0.2
     """
-    cheap, dear = apart(budget, race.depths)
-    half = race.first / 2
-    return budget.reserve + race.laps(
-        [budget.cost(depth, race.first) for depth in cheap],
-        [budget.cost(depth, half) + budget.cost(depth, half, half) for depth in dear],
-    )
+    return budget.reserve + race.laps(budget, budget.cost)
 
 
 def most_cost(budget: Budget, race: Race, finish: float) -> float:
@@ -366,11 +365,7 @@ class Prices:
 
     def _training_seconds(self, race: Race, budget: Budget) -> float:
         left = budget.limit - race_cost(budget, race)
-        cheap, dear = apart(budget, race.depths)
-        laps = race.laps(
-            [self._rung_seconds(depth, race, race.first) for depth in cheap],
-            [2 * self._rung_seconds(depth, race, race.first / 2) for depth in dear],
-        )
+        laps = race.laps(budget, lambda depth, epochs, _: self._rung_seconds(depth, race, epochs))
         ends = {depth: affordable_epochs(left, depth, budget, race.first) for depth in race.depths}
         return laps + max(self._rung_seconds(depth, race, epochs) for depth, epochs in ends.items())
 
@@ -379,7 +374,7 @@ class Prices:
         if not epochs:
             return 0.0
         scoring = self.rates.live_seconds_share(depth) * self.rates.score_seconds * self.valid_samples
-        return epochs * (self._seconds(depth, race) - scoring) + math.ceil(epochs) * scoring + SAVING_SECONDS
+        return epochs * self._seconds(depth, race) + (math.ceil(epochs) - epochs) * scoring + SAVING_SECONDS
 
 
 def _rounded_up(share: float) -> float:
