@@ -249,6 +249,7 @@ class Prices:
         self.train_samples = train_samples
         self.valid_samples = valid_samples
         self.test_samples = test_samples
+        self.views = views
         self.disk = disk
         self.rows = train_samples * views + valid_samples
         self.steps = -(-train_samples // recipe.batch_size)
@@ -370,11 +371,28 @@ class Prices:
         return laps + max(self._rung_seconds(depth, race, epochs) for depth, epochs in ends.items())
 
     def _rung_seconds(self, depth: int, race: Race, epochs: float) -> float:
-        """What one rung takes: its steps, a scoring at the end of each epoch and of a part of one, and its saving."""
-        if not epochs:
-            return 0.0
         scoring = self.rates.live_seconds_share(depth) * self.rates.score_seconds * self.valid_samples
-        return epochs * self._seconds(depth, race) + (math.ceil(epochs) - epochs) * scoring + SAVING_SECONDS
+        return rung_seconds(epochs, self._seconds(depth, race), scoring)
+
+
+def rung_seconds(epochs: float, epoch: float, scoring: float) -> float:
+    """Predict what one rung takes: its steps, a scoring at the end of each epoch and of a part of one, its saving.
+
+    Args:
+        epochs: Of the rung.
+        epoch: Seconds of an epoch with its scoring.
+        scoring: Seconds of a scoring.
+
+    Returns:
+        Seconds; none where there is nothing to train.
+
+    Example:
+        >>> rung_seconds(1.5, epoch=4.0, scoring=1.0) == 6.0 + 0.5 + SAVING_SECONDS
+        True
+    """
+    if not epochs:
+        return 0.0
+    return epochs * epoch + (math.ceil(epochs) - epochs) * scoring + SAVING_SECONDS
 
 
 def _rounded_up(share: float) -> float:

@@ -5,6 +5,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from frostline.amounts import duration, share
+from frostline.prices import SAVING_SECONDS, rung_seconds
 from frostline.reporting import render
 from frostline.reporting.foretelling import foretold
 
@@ -15,6 +16,14 @@ def told(evidence, name):
     return next(row for row in foretold(evidence) if row["name"] == name)
 
 
+def rung(evidence, trial):
+    """What a trial takes by the plan's rates."""
+    plan, epochs = evidence.plan, trial.spec.epochs
+    whole = next(forecast.train_seconds for forecast in plan.forecasts if forecast.depth == trial.spec.depth)
+    scoring = plan.rates.live_seconds_share(trial.spec.depth) * plan.rates.score_seconds * evidence.valid.samples
+    return rung_seconds(epochs, whole / plan.budget.epochs, scoring)
+
+
 def with_trials(evidence, change):
     return evidence.model_copy(update={"trials": tuple(change(trial) for trial in evidence.trials)})
 
@@ -23,15 +32,32 @@ def with_trials(evidence, change):
 @given(factor=st.floats(0.2, 5.0))
 def test_trainings_that_take_a_factor_of_what_was_predicted_say_so(fake_evidence, factor):
     evidence = fake_evidence()
-    train = {forecast.depth: forecast.train_seconds for forecast in evidence.plan.forecasts}
 
     def slowed(trial):
-        seconds = factor * train[trial.spec.depth] * trial.spec.epochs / evidence.plan.budget.epochs
-        return trial.model_copy(update={"seconds": seconds})
+        return trial.model_copy(update={"seconds": factor * rung(evidence, trial)})
 
     slower = with_trials(evidence, slowed)
 
     assert told(slower, "the race")["ratio"] == told(slower, "the last trainings")["ratio"] == share(factor)
+
+
+def test_every_training_is_foretold_with_its_saving_and_one_scoring_for_the_part_of_an_epoch(fake_evidence):
+    evidence = fake_evidence(failed=False)
+    last = [trial for trial in evidence.trials if trial.spec.parent]
+    longer = with_trials(
+        evidence, lambda t: t.model_copy(update={"spec": t.spec.model_copy(update={"epochs": t.spec.epochs + 1.0})})
+    )
+    added = sum(
+        forecast.train_seconds / evidence.plan.budget.epochs
+        for trial in last
+        for forecast in evidence.plan.forecasts
+        if forecast.depth == trial.spec.depth
+    )
+    saving = sum(rung(evidence, trial) for trial in last)
+
+    assert saving > len(last) * SAVING_SECONDS
+    assert told(evidence, "the last trainings")["predicted"] == duration(saving)
+    assert told(longer, "the last trainings")["predicted"] == duration(saving + added)
 
 
 def test_the_rows_of_all_depths_are_one_pass_to_the_deepest_and_the_test_part_at_the_chosen(fake_evidence):

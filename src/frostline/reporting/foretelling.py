@@ -3,6 +3,7 @@
 from typing import Any
 
 from frostline.amounts import UNKNOWN, duration, share
+from frostline.prices import rung_seconds
 from frostline.records import Evidence, Trial
 
 
@@ -58,6 +59,8 @@ def _stores(evidence: Evidence) -> float:
 
 
 def _training(evidence: Evidence, trial: Trial) -> float:
-    """Seconds of that many epochs at that depth."""
-    whole = sum(forecast.train_seconds for forecast in evidence.plan.forecasts if forecast.depth == trial.spec.depth)
-    return whole * trial.spec.epochs / evidence.plan.budget.epochs
+    """Seconds of that many epochs at that depth, with their scorings and the saving."""
+    plan, depth = evidence.plan, trial.spec.depth
+    whole = sum(forecast.train_seconds for forecast in plan.forecasts if forecast.depth == depth)
+    scoring = plan.rates.live_seconds_share(depth) * plan.rates.score_seconds * evidence.valid.samples
+    return rung_seconds(trial.spec.epochs, whole / plan.budget.epochs, scoring)
