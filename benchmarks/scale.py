@@ -118,7 +118,10 @@ class Lone:
         self.train(self.cache(self.few, self.folder.with_name(f"{self.folder.name}-warm")), self.few)
         shutil.rmtree(self.folder.with_name(f"{self.folder.name}-warm"))
 
-    def compiler(self, module: torch.nn.Module, example: tuple[torch.Tensor, ...], *, engine: str) -> Compiled:
+    def compiler(
+        self, module: torch.nn.Module, example: tuple[torch.Tensor, ...], *, engine: str, precision: str
+    ) -> Compiled:
+        assert (engine, precision) == (self.ready.engine, "float32")
         return self.ready
 
     def cache(self, samples: Any, folder: Path) -> FeatureStore:
