@@ -49,7 +49,9 @@ def votes_of(graph, accuracies=None):
     )
 
 
-def plan_of(graph, *, limit=1.0, epochs=None, train=1200, valid=400, depth=None, prior=None, seed=0):
+def plan_of(
+    graph, *, limit=1.0, epochs=None, train=1200, valid=400, depth=None, prior=None, seed=0, views=1, most=1, disk=None
+):
     return plan(
         graph,
         prior or votes_of(graph),
@@ -60,9 +62,11 @@ def plan_of(graph, *, limit=1.0, epochs=None, train=1200, valid=400, depth=None,
         valid_samples=valid,
         test_samples=valid,
         seed=seed,
-        views=1,
+        views=views,
+        most_views=most,
         depth=depth,
         recipe=Recipe(),
+        disk=disk,
     )
 
 

@@ -426,6 +426,25 @@ def striped_task(folder: Path) -> fl.Task:
     return fl.load_task(write_stripes(folder / "data", samples=12), model=f"{folder / 'nets.py'}:make", image_size=24)
 
 
+def test_few_pictures_are_kept_in_several_views_unless_one_is_asked_for(tmp_path):
+    task = striped_task(tmp_path)
+
+    chosen, asked = (
+        fl.fit(task, depth=1, engine="torch", views=views, out=tmp_path / f"run-{views}") for views in (None, 1)
+    )
+
+    assert [result.evidence.plan.views for result in (chosen, asked)] == [4, 1]
+    assert [
+        json.loads((result.folder / "store" / "train-01" / "manifest.json").read_text())["identity"]["views"]
+        for result in (chosen, asked)
+    ] == [4, 1]
+    assert any(note.startswith("Of each training sample 4 views are kept") for note in chosen.evidence.plan.notes)
+
+
+def test_samples_that_have_one_view_are_kept_in_one(tmp_path):
+    assert fl.plan(small_task(), engine="torch").views == 1
+
+
 def test_a_damaged_picture_of_the_test_part_is_named_before_anything_is_trained(tmp_path):
     task, heard = striped_task(tmp_path), []
     name = task.test.names[0]

@@ -150,6 +150,58 @@ def test_default_epochs_take_about_six_hundred_steps():
     assert plan_of(LITE, train=64).budget.epochs == 60
 
 
+# --- views ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("train", "views"), [(64, 4), (900, 2), (1200, 1)])
+def test_several_views_are_kept_where_their_passes_cost_next_to_nothing_and_the_plan_says_so(train, views):
+    meant = plan_of(LITE, train=train, views=None, most=99)
+
+    assert meant.views == views
+    said = f"Of each training sample {views} views are kept, {views - 1} of them augmented"
+    assert any(said in note for note in meant.notes) == (views > 1)
+
+
+@pytest.mark.parametrize(("most", "views"), [(1, 1), (2, 2), (3, 2), (4, 4)])
+def test_no_more_views_are_planned_than_there_can_be(most, views):
+    assert plan_of(LITE, train=64, views=None, most=most).views == views
+
+
+@pytest.mark.parametrize("views", [1, 2, 8])
+def test_views_that_were_asked_for_are_kept_whatever_they_cost(views):
+    assert plan_of(LITE, views=views, most=99).views == views
+
+
+def test_views_do_not_drive_rows_off_the_disk():
+    def planned(disk):
+        return plan_of(LITE, train=64, valid=10, views=None, most=99, disk=disk)
+
+    # Three depths are kept, of eight bytes a row; the test part has ten rows, too.
+    needed = {views: 3 * 8 * (64 * views + 20) for views in (1, 2, 4)}
+    found = [planned(needed[views] - less) for views in (4, 2, 1) for less in (0, 1)]
+
+    assert [(meant.views, bool(meant.computed)) for meant in found] == [
+        (4, False), (2, False), (2, False), (1, False), (1, False), (1, True)
+    ]  # fmt: skip
+
+
+def test_where_nothing_is_frozen_no_view_is_stored():
+    assert plan_of(LITE, train=64, depth=0, views=None, most=99).views == 1
+
+
+@QUICK
+@given(plans, st.sampled_from([None, 0, 10_000, 1_000_000]))
+def test_views_by_the_plan_leave_its_race_as_it_is(drawn, disk):
+    graph, limit, epochs, train, valid, _, _ = drawn
+    asked = {"limit": limit, "epochs": epochs, "train": train, "valid": valid, "disk": disk, "most": 99}
+
+    one, chosen = (plan_of(graph, **asked, views=views) for views in (1, None))
+
+    assert [chosen.candidates, chosen.learning_rates, chosen.budget.race_epochs, chosen.computed] == [
+        one.candidates, one.learning_rates, one.budget.race_epochs, one.computed
+    ]  # fmt: skip
+
+
 def test_a_budget_below_the_race_trains_the_deepest_cut_alone_and_says_so():
     meant = plan_of(LITE, limit=0.12)
 

@@ -76,7 +76,7 @@ Model = Annotated[str, typer.Option(help="efficientnet_lite0, timm:NAME, torchvi
 Depth = Annotated[str, typer.Option(help="How many initial stages to freeze: auto, a number, or a stage's name.")]
 Spend = Annotated[float, typer.Option(help="The most that the run may cost, in full fine-tunes.")]
 ImageSize = Annotated[int | None, typer.Option(help="Side of the pictures, in pixels. Default: the network's own.")]
-Views = Annotated[int, typer.Option(help="Stored views of each training picture: 1 is the plain picture.")]
+Views = Annotated[int | None, typer.Option(help="Stored views of each training picture. Default: chosen by the plan.")]
 Epochs = Annotated[int | None, typer.Option(help="Epochs of a full fine-tune. Default: chosen by the plan.")]
 Judged = Annotated[Goal, typer.Option(help="What the choice counts alike: every picture, or every class.")]
 Seed = Annotated[int, typer.Option(help="Of the split, the new head and the order of the samples.")]
@@ -111,7 +111,7 @@ def fit(
     depth: Depth = "auto",
     budget: Spend = 0.85,
     image_size: ImageSize = None,
-    views: Views = 1,
+    views: Views = None,
     epochs: Epochs = None,
     goal: Judged = Goal.accuracy,
     seed: Seed = 0,
@@ -165,7 +165,7 @@ def plan(
     depth: Depth = "auto",
     budget: Spend = 0.85,
     image_size: ImageSize = None,
-    views: Views = 1,
+    views: Views = None,
     epochs: Epochs = None,
     goal: Judged = Goal.accuracy,
     seed: Seed = 0,

@@ -265,7 +265,7 @@ class Arguments(Record):
         depth: "auto", or the resolved depth.
         budget: In full fine-tunes.
         epochs: Of a full fine-tune, or None for the default.
-        views: Stored views of each sample.
+        views: Stored views of each sample, or None for the plan's choice.
         seed: Of every draw.
         engine: What was asked to run the frozen part.
         precision: What was asked of its arithmetic.
@@ -275,7 +275,7 @@ class Arguments(Record):
     depth: str
     budget: float
     epochs: int | None
-    views: int
+    views: int | None
     seed: int
     engine: str
     precision: str = "auto"

@@ -54,7 +54,19 @@ from frostline.reporting import report
 from frostline.result import Result
 from frostline.scoring import outputs_of, score
 from frostline.seeing import see
-from frostline.site import BATCH, Site, diary, fill, live_flops, passed, proof, read_all, rows_of, set_out
+from frostline.site import (
+    BATCH,
+    Site,
+    diary,
+    fill,
+    live_flops,
+    most_views,
+    passed,
+    proof,
+    read_all,
+    rows_of,
+    set_out,
+)
 from frostline.splitting import Split, split
 from frostline.task import Task
 from frostline.tuning import load_best, train_step, tune
@@ -78,7 +90,7 @@ def fit(
     depth: int | str = "auto",
     budget: float = search.USUAL_LIMIT,
     epochs: int | None = None,
-    views: int = 1,
+    views: int | None = None,
     seed: int = 0,
     engine: str = "auto",
     precision: str = "auto",
@@ -96,7 +108,8 @@ def fit(
         depth: "auto" searches; a number, a negative number or a stage's name is taken as it is.
         budget: The most that the run may cost, in full fine-tunes.
         epochs: Epochs of a full fine-tune; None takes about 600 steps' worth.
-        views: Stored views of each training sample; the first is the plain one.
+        views: Stored views of each training sample, of which the first is the plain one; None lets the plan choose 2
+            or 4 where that costs next to nothing, of samples that are pictures or have so many.
         seed: Of the order of samples, dropout and augmentation.
         engine: What runs the frozen part: "torch", "openvino", "compile" (torch.compile), or "auto", which measures.
         precision: "auto" computes kept rows in bfloat16 where that is measured to be worth it and differs by at most a
@@ -149,7 +162,7 @@ def fit(
         return Result(folder, read_record(folder / "evidence.json", Evidence), task.model)
 
 
-def check_arguments(budget: float, epochs: int | None, views: int, precision: str, disk: int | None) -> None:
+def check_arguments(budget: float, epochs: int | None, views: int | None, precision: str, disk: int | None) -> None:
     """Refuse values outside their range before any work."""
     if not budget > 0:
         raise BadArgument(
@@ -157,7 +170,7 @@ def check_arguments(budget: float, epochs: int | None, views: int, precision: st
         )
     if epochs is not None and epochs < 1:
         raise BadArgument(f"BadArgument: epochs is {epochs}; at least 1 is needed. Leave it out for the default.")
-    if views < 1:
+    if views is not None and views < 1:
         raise BadArgument(f"BadArgument: views is {views}; at least 1 is needed, the plain picture.")
     if precision not in PRECISIONS:
         raise BadArgument(f"BadArgument: precision is {precision!r}; it must be one of {', '.join(PRECISIONS)}.")
@@ -225,6 +238,7 @@ def prepare(
             test_samples=len(site.task.test),
             seed=asked.seed,
             views=asked.views,
+            most_views=most_views(site.task.train),
             depth=wanted,
             recipe=recipe,
             notes=site.task.notes,
@@ -242,7 +256,7 @@ def first_pass(site: Site, asked: Arguments) -> tuple[Prior, EngineReport]:
     with site.spent("compile"):
         site.listener(Event(phase="measure", note="trying the engines", done=0, total=1))
         example = feed.read(range(min(BATCH, len(train))), 0)
-        rows = len(train) * asked.views + len(site.task.valid)
+        rows = len(train) * (asked.views or 1) + len(site.task.valid)
         # What votes goes up to the deepest cut, as what is kept does; what was tried on the one is ready to run for it.
         pooled = feed.before(Pooled(site.base, site.graph))
         found = quickest(pooled, example, engine=asked.engine, precision=asked.precision, rows=rows)
@@ -520,7 +534,7 @@ def plan(
     depth: int | str = "auto",
     budget: float = search.USUAL_LIMIT,
     epochs: int | None = None,
-    views: int = 1,
+    views: int | None = None,
     seed: int = 0,
     engine: str = "auto",
     precision: str = "auto",

@@ -1,5 +1,6 @@
 """Where a run stands: its folder, its copy of the network, its clock, and the rows that a live part reads."""
 
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
@@ -123,6 +124,11 @@ def proof(site: Site, depth: int) -> str | None:
 def live_flops(graph: CutGraph, depth: int) -> int:
     """Forward operations above the cut for one sample."""
     return sum(stage.flops for stage in graph.stages[depth:])
+
+
+def most_views(samples: Samples) -> int:
+    """How many views of each sample there can be."""
+    return sys.maxsize if isinstance(samples, Pictures) else samples.views
 
 
 def with_views(samples: Samples, views: int) -> Samples:
