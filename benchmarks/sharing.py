@@ -44,6 +44,7 @@ import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -278,6 +279,10 @@ ARMS: dict[str, Callable[[Workload, TrialSpec], Curve]] = {"usual": usual, "unsh
 # --- what it comes to -------------------------------------------------------------------------
 
 
+def key_of(arm: str, config: Config) -> str:
+    return f"{arm} {config.depth} {config.batch_size} {config.rate:g}"
+
+
 class Ledger:
     """A file with one line for each piece of work that is done.
 
@@ -295,6 +300,14 @@ class Ledger:
         with self.file.open("a") as out:
             out.write(json.dumps(self.rows[key]) + "\n")
 
+    def train(self, arm: str, config: Config, training: Callable[[], Curve]) -> None:
+        """Clock a training, unless it is done already."""
+        key = key_of(arm, config)
+        if key not in self.rows:
+            began = time.perf_counter()
+            curve = training()
+            self.add(key, time.perf_counter() - began, arm=arm, config=config, curve=curve)
+
 
 def run(work: Workload, ledger: Ledger) -> None:
     """Do what is missing: stores, then each configuration by all arms."""
@@ -310,11 +323,7 @@ def run(work: Workload, ledger: Ledger) -> None:
     for number, config in enumerate(configs):
         names = list(ARMS)[number % 3 :] + list(ARMS)[: number % 3]
         for name in names:
-            key = key_of(name, config)
-            if key not in ledger.rows:
-                began = time.perf_counter()
-                curve = ARMS[name](work, config.spec(work.options.epochs))
-                ledger.add(key, time.perf_counter() - began, arm=name, config=config, curve=curve)
+            ledger.train(name, config, partial(ARMS[name], work, config.spec(work.options.epochs)))
         took = {name: ledger.rows[key_of(name, config)]["seconds"] for name in ARMS}
         print(
             f"{number + 1}/{len(configs)} {config}: {', '.join(f'{n} {s:.1f} s' for n, s in took.items())}", flush=True
@@ -324,17 +333,8 @@ def run(work: Workload, ledger: Ledger) -> None:
 def control(work: Workload, ledger: Ledger) -> None:
     """Train what differs most by the usual practice again, with sums that round otherwise."""
     for config in sorted(work.configs, key=lambda config: -max(loss for loss, _ in apart(ledger, config)))[:CONTROLS]:
-        if key_of("control", config) not in ledger.rows:
-            began = time.perf_counter()
-            spec = config.spec(work.options.epochs)
-            curve = by_itself(work, spec, plain_format=not work.options.plain_format)
-            ledger.add(
-                key_of("control", config), time.perf_counter() - began, arm="control", config=config, curve=curve
-            )
-
-
-def key_of(arm: str, config: Config) -> str:
-    return f"{arm} {config.depth} {config.batch_size} {config.rate:g}"
+        spec = config.spec(work.options.epochs)
+        ledger.train("control", config, partial(by_itself, work, spec, plain_format=not work.options.plain_format))
 
 
 def apart(ledger: Ledger, config: Config, other: str = "shared") -> Curve:
@@ -365,15 +365,13 @@ def summary(work: Workload, ledger: Ledger) -> dict[str, Any]:
     stores = ledger.rows["stores"]["seconds"]
     prepared = ledger.rows["prepare"]["seconds"]
     kept = stores + seconds["shared"]
-    pairs = [
-        (ledger.rows[key.replace("shared ", "usual ", 1)], row)
-        for key, row in ledger.rows.items()
-        if key.startswith("shared ")
-    ]
     losses, accuracies = zip(*(each for config in work.configs for each in apart(ledger, config)), strict=True)
     controls = [config for config in work.configs if key_of("control", config) in ledger.rows]
     rounding = [each for config in controls for each in apart(ledger, config, "control")]
-    by_config = [a["seconds"] / b["seconds"] for a, b in pairs]
+    by_config = [
+        ledger.rows[key_of("usual", config)]["seconds"] / ledger.rows[key_of("shared", config)]["seconds"]
+        for config in work.configs
+    ]
     allowed = flops_ratio(work)
     found = {
         "speedup": round(seconds["usual"] / (prepared + kept), 3),

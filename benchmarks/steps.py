@@ -4,14 +4,13 @@
 
 Each network's step on 32 random pictures is timed as `fl.tune` takes it, in float32 and under bfloat16 autocast, and
 with the network compiled by torch.compile in the quicker of the two, in place of frostline's own quicker
-convolutions. `making_seconds` is the first compiled step. Medians of so many steps after two that are not counted, with
+convolutions. `making_seconds` is the first compiled step. Medians of so many steps after one that is not counted, with
 the lowest and highest. Weights are random, since no second depends on them. A compiled step pays for its making after
 `pays_after` steps, or never (null).
 """
 
 import argparse
 import json
-import statistics
 import time
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -23,6 +22,7 @@ from stamps import stamp
 from torch import nn
 
 import frostline as fl
+from frostline.cost import step_seconds
 from frostline.heap import kept_heap
 from frostline.records import Recipe
 from frostline.tuning import _no_denormals, _step, _train_mode, optimizer_for, train_step
@@ -82,17 +82,8 @@ def compiled_step(
 
 
 def timed(step: Callable[[], None], repeats: int) -> dict[str, float]:
-    seconds = []
-    for _ in range(2 + repeats):
-        began = time.perf_counter()
-        step()
-        seconds.append(time.perf_counter() - began)
-    kept = seconds[2:]
-    return {
-        "seconds": round(statistics.median(kept), 4),
-        "low": round(min(kept), 4),
-        "high": round(max(kept), 4),
-    }
+    median, low, high = step_seconds(step, repeats)
+    return {"seconds": round(median, 4), "low": round(low, 4), "high": round(high, 4)}
 
 
 def main() -> None:

@@ -166,6 +166,10 @@ class Rates(Record):
         """Share of a full step's seconds that lies above the cut, 0 to 1."""
         return max(0.0, 1.0 - sum(self.stage_seconds[:depth]))
 
+    def scoring_seconds(self, depth: int, samples: int) -> float:
+        """Seconds to score so many samples with what lies above the cut."""
+        return self.live_seconds_share(depth) * self.score_seconds * samples
+
 
 class Budget(Record):
     """What may be spent, in units of one full fine-tune, and what things cost in that unit.

@@ -322,8 +322,8 @@ class Prices:
 
     def epoch_seconds(self, depth: int) -> float:
         """Seconds to train one epoch on what the live part reads, and to score it."""
-        live = self.rates.live_seconds_share(depth)
-        return live * (self.rates.step_seconds * self.steps + self.rates.score_seconds * self.valid_samples)
+        steps = self.rates.live_seconds_share(depth) * self.rates.step_seconds * self.steps
+        return steps + self.rates.scoring_seconds(depth, self.valid_samples)
 
     def store_seconds(self, depth: int) -> float:
         """Seconds of the pass that computes the kept rows, those of shallower depths beside them."""
@@ -371,7 +371,7 @@ class Prices:
         return laps + max(self._rung_seconds(depth, race, epochs) for depth, epochs in ends.items())
 
     def _rung_seconds(self, depth: int, race: Race, epochs: float) -> float:
-        scoring = self.rates.live_seconds_share(depth) * self.rates.score_seconds * self.valid_samples
+        scoring = self.rates.scoring_seconds(depth, self.valid_samples)
         return rung_seconds(epochs, self._seconds(depth, race), scoring)
 
 

@@ -62,5 +62,5 @@ def _training(evidence: Evidence, trial: Trial) -> float:
     """Seconds of that many epochs at that depth, with their scorings and the saving."""
     plan, depth = evidence.plan, trial.spec.depth
     whole = sum(forecast.train_seconds for forecast in plan.forecasts if forecast.depth == depth)
-    scoring = plan.rates.live_seconds_share(depth) * plan.rates.score_seconds * evidence.valid.samples
+    scoring = plan.rates.scoring_seconds(depth, evidence.valid.samples)
     return rung_seconds(trial.spec.epochs, whole / plan.budget.epochs, scoring)
