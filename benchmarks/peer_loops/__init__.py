@@ -81,13 +81,13 @@ SETTINGS = {
     ),
     "fastai, augmented, tuned": Setting(
         "fastai",
-        f"vision_learner with its own head, aug_transforms(), fine_tune(10), batch 32, channels-last, {IN_MEMORY}, "
-        "0 workers",
+        f"vision_learner with its own head, aug_transforms(), fine_tune(10, .01), batch 32, channels-last, "
+        f"{IN_MEMORY}, 0 workers",
         {"augments": True, "is_tuned": True},
     ),
     "fastai, tuned": Setting(
         "fastai",
-        f"vision_learner with its own head, fine_tune(10), batch 32, channels-last, {IN_MEMORY}, 0 workers",
+        f"vision_learner with its own head, fine_tune(10, .01), batch 32, channels-last, {IN_MEMORY}, 0 workers",
         {"augments": False, "is_tuned": True},
     ),
     "torch": Setting(
