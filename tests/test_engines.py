@@ -215,7 +215,7 @@ class Fast:
         self.module, self.batch, self.factors, self.pieces = module, batch, factors, pieces
 
     def has_pieces_of(self, piece):
-        return self.pieces
+        return piece in self.pieces
 
     def ready(self, *, precision="float32", piece=0):
         return lambda inputs: (self.module(*inputs) * self.factors.get(precision, 1.0),)
@@ -225,7 +225,7 @@ class Fast:
 def speeds(monkeypatch):
     """Say how many seconds a batch takes by engine, by (engine, precision) or by (engine, precision, piece)."""
 
-    def set_up(pieces=False, compiles=True, factors=None, **unused):
+    def set_up(pieces=(), compiles=True, factors=None, **unused):
         def seconds(run, example):
             by_bits = table.get((run.engine, run.precision), table.get(run.engine, 100.0))
             return table.get((run.engine, run.precision, run.piece), by_bits)
@@ -286,14 +286,39 @@ def test_an_engine_that_is_wrong_is_not_picked(speeds):
     assert "away from torch's outputs" in report.why
 
 
-@pytest.mark.parametrize(("small", "piece"), [(1.0, 4), (3.0, 0)])
-def test_the_quicker_of_pieces_and_whole_batches_is_picked(speeds, small, piece):
-    speeds(pieces=True, table={"torch": 9, "openvino": 2.0, ("openvino", "float32", 4): small})
+@pytest.mark.parametrize(("seconds", "piece"), [({2: 1.0}, 2), ({8: 1.0}, 8), ({0: 1.0}, 0), ({2: 3.0, 8: 3.0}, 0)])
+def test_the_quickest_of_pieces_and_whole_batches_is_picked(speeds, monkeypatch, seconds, piece):
+    # One piece that is possible is weighed against whole batches; which are possible is another test's matter.
+    monkeypatch.setattr(engines, "PIECES", (max(piece, 2), 16))
+    monkeypatch.setattr(engines.torch, "get_num_threads", lambda: 1)
+    times = {("openvino", "float32", rows): each for rows, each in seconds.items()}
+    speeds(pieces=(2, 8), table={"torch": 9, "openvino": 2.0, **times})
 
-    report = pick(*linear(8))
+    report = pick(*linear(16))
 
     assert (report.engine, report.piece) == ("openvino", piece)
-    assert "OpenVINO by 4 rows" in report.why
+    assert f"OpenVINO by {max(piece, 2)} rows" in report.why
+
+
+@pytest.mark.parametrize(
+    ("threads", "possible", "batch", "tried"),
+    [
+        (1, (2, 8), 32, (2, 8)),
+        (4, (2, 8), 32, (2, 8)),
+        (5, (2, 8), 32, (2, 0)),
+        (16, (2, 8), 32, (2, 0)),
+        (17, (2, 8), 32, (0,)),
+        (2, (8,), 32, (8, 0)),
+        (2, (2,), 32, (2, 0)),
+        (2, (), 32, (0,)),
+        (2, (2, 8), 16, (2, 8)),
+        (2, (2, 8), 8, (2, 0)),
+    ],
+)
+def test_pieces_are_tried_that_are_possible_and_leave_no_thread_waiting(monkeypatch, threads, possible, batch, tried):
+    monkeypatch.setattr(engines.torch, "get_num_threads", lambda: threads)
+
+    assert engines._pieces(Fast(None, batch, {}, possible)) == tried
 
 
 @pytest.mark.parametrize(("rows", "is_tried"), [(0, False), (100, False), (250, True)])

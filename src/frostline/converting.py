@@ -29,9 +29,6 @@ HINTS = {"float32": "f32", "bfloat16": "bf16"}
 
 _REFUSALS = (RuntimeError, ValueError, TypeError, NotImplementedError, LookupError, AttributeError, AssertionError)
 
-_WAITING = 2
-"""Pieces for each thread that are under way at once: one is computed while the next already waits."""
-
 
 def is_installed() -> bool:
     """Whether OpenVINO can be imported.
@@ -112,12 +109,12 @@ class Conversion:
                     return axes
                 hint["NUM_STREAMS"] = torch.get_num_threads()
                 compiled = _apart(lambda: openvino.Core().compile_model(small, "CPU", hint))
-                queue = openvino.AsyncInferQueue(compiled, _WAITING * torch.get_num_threads())
-                dtypes = [tensor.data.dtype for tensor in queue[0].output_tensors]
+                requests = [compiled.create_infer_request() for _ in range(0, self.batch, piece)]
+                dtypes = [tensor.data.dtype for tensor in requests[0].output_tensors]
             except _refusals(openvino) as error:
                 return _in_short(error)
         kinds = [(tuple(output.shape), dtype) for output, dtype in zip(whole.outputs, dtypes, strict=True)]
-        return self._in_pieces(queue, kinds, axes, piece)
+        return self._in_pieces(requests, kinds, axes, piece)
 
     def has_pieces_of(self, piece: int) -> bool:
         """Whether a batch is several such pieces, and its outputs can be put together from theirs."""
@@ -150,25 +147,24 @@ class Conversion:
         return run
 
     def _in_pieces(
-        self, queue: Any, kinds: Sequence[tuple[tuple[int, ...], Any]], axes: Sequence[int], piece: int
+        self, requests: Sequence[Any], kinds: Sequence[tuple[tuple[int, ...], Any]], axes: Sequence[int], piece: int
     ) -> Run:
-        outputs: list[np.ndarray[Any, Any]] = []
-
-        def keep(request: Any, first: int) -> None:
-            for tensor, whole, axis in zip(request.output_tensors, outputs, axes, strict=True):
-                step = whole.shape[axis] * piece // self.batch
-                start = step * (first // piece)
-                whole[(slice(None),) * axis + (slice(start, start + step),)] = tensor.data
+        firsts = range(0, self.batch, piece)
 
         def run(inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
             plain = self._plain(inputs)
-            outputs[:] = [np.empty(shape, dtype=dtype) for shape, dtype in kinds]
-            for first in range(0, self.batch, piece):
-                queue.start_async([x[first : first + piece] for x in plain], first, share_inputs=True)
-            queue.wait_all()
+            outputs = [np.empty(shape, dtype=dtype) for shape, dtype in kinds]
+            for first, request in zip(firsts, requests, strict=True):
+                request.start_async([x[first : first + piece] for x in plain], share_inputs=True)
+            for first, request in zip(firsts, requests, strict=True):
+                # No callback at its end: a thread of the engine would stand still until it gets Python's lock for it.
+                request.wait()
+                for tensor, whole, axis in zip(request.output_tensors, outputs, axes, strict=True):
+                    step = whole.shape[axis] * piece // self.batch
+                    start = step * (first // piece)
+                    whole[(slice(None),) * axis + (slice(start, start + step),)] = tensor.data
             return tuple(map(torch.from_numpy, outputs))
 
-        queue.set_callback(keep)
         return run
 
 

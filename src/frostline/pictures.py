@@ -6,6 +6,7 @@ import struct
 import warnings
 import zlib
 from collections.abc import Iterator, Sequence
+from math import floor
 from typing import Any, Protocol, final
 
 import numpy as np
@@ -310,11 +311,10 @@ def _middle_square(picture: Image.Image, preprocessing: Preprocessing) -> Image.
     size = preprocessing.image_size
     width, height = picture.size
     short = min(width, height)
+    left, top = (width - short) / 2, (height - short) / 2
     if short == size:
         # No resize, which would take as long as decoding and, half a pixel off, would blur.
-        left, top = (width - size) // 2, (height - size) // 2
-        return picture.crop((left, top, left + size, top + size))
-    left, top = (width - short) / 2, (height - short) / 2
+        return picture.crop((floor(left), floor(top), floor(left) + size, floor(top) + size))
     box = (left, top, left + short, top + short)
     return picture.resize((size, size), _FILTERS[preprocessing.interpolation], box=box)
 
