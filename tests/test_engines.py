@@ -286,18 +286,19 @@ def test_an_engine_that_is_wrong_is_not_picked(speeds):
     assert "away from torch's outputs" in report.why
 
 
-@pytest.mark.parametrize(("seconds", "piece"), [({2: 1.0}, 2), ({8: 1.0}, 8), ({0: 1.0}, 0), ({2: 3.0, 8: 3.0}, 0)])
+@pytest.mark.parametrize(
+    ("seconds", "piece"),
+    [({2: 1.0}, 2), ({8: 1.0}, 8), ({2: 3.0}, 0), ({8: 3.0}, 0), ({2: 1.0, 8: 1.5}, 2), ({2: 1.5, 8: 1.0}, 8)],
+)
 def test_the_quickest_of_pieces_and_whole_batches_is_picked(speeds, monkeypatch, seconds, piece):
-    # One piece that is possible is weighed against whole batches; which are possible is another test's matter.
-    monkeypatch.setattr(engines, "PIECES", (max(piece, 2), 16))
     monkeypatch.setattr(engines.torch, "get_num_threads", lambda: 1)
     times = {("openvino", "float32", rows): each for rows, each in seconds.items()}
-    speeds(pieces=(2, 8), table={"torch": 9, "openvino": 2.0, **times})
+    speeds(pieces=tuple(seconds), table={"torch": 9, "openvino": 2.0, **times})
 
     report = pick(*linear(16))
 
     assert (report.engine, report.piece) == ("openvino", piece)
-    assert f"OpenVINO by {max(piece, 2)} rows" in report.why
+    assert all(f"OpenVINO by {rows} rows" in report.why for rows in seconds)
 
 
 @pytest.mark.parametrize(

@@ -81,7 +81,7 @@ SETTINGS = {
     ),
     "fastai, augmented, tuned": Setting(
         "fastai",
-        f"vision_learner with its own head, aug_transforms(), fine_tune(10, .01), batch 32, channels-last, "
+        "vision_learner with its own head, aug_transforms(), fine_tune(10, .01), batch 32, channels-last, "
         f"{IN_MEMORY}, 0 workers",
         {"augments": True, "is_tuned": True},
     ),
