@@ -51,6 +51,7 @@ NETWORKS = {
     "EfficientNet-Lite0": "efficientnet_lite0",
     "ResNet-18": "torchvision:resnet18",
     "ViT-Ti": "timm:vit_tiny_patch16_224",
+    "MobileNetV2": "torchvision:mobilenet_v2",
 }
 SHARES = (0.5, 0.75, 0.9)
 CLASSES = 10
@@ -80,12 +81,15 @@ def pieces(network: nn.Module) -> list[tuple[str, nn.Module]]:
         case "ResNet":
             before, after = ("conv1", "bn1", "relu", "maxpool"), ("avgpool", "flatten", "fc")
             rows = ["layer1", "layer2", "layer3", "layer4"]
+        case "MobileNetV2":
+            before, after = (), ("pool", "flatten", "classifier")
+            rows = ["features"]
         case "VisionTransformer":
             before, after = ("norm_pre",), ("norm", "token", "fc_norm", "head_drop", "head")
             rows = ["blocks"]
         case other:
             raise ValueError(f"how {other} calls its modules is not written down here")
-    own = {"flatten": nn.Flatten(1), "token": FirstToken()}
+    own = {"flatten": nn.Flatten(1), "pool": nn.AdaptiveAvgPool2d(1), "token": FirstToken()}
     modules = dict(network.named_modules()) | own
     inner = [f"{row}.{place}" for row in rows for place, _ in modules[row].named_children()]
     return [(name, modules[name]) for name in (*before, *inner, *after)]

@@ -1,7 +1,7 @@
 """From a folder of pictures to a trained network: frostline, and the tools that people use today.
 
-    python benchmarks/peers.py --work FOLDER --json OUT [--data sign_digits ...] [--settings fastai ...]
-        [--seeds 1 2 3] [--quick]
+    python benchmarks/peers.py --work FOLDER --json OUT [--data FOLDER ...] [--settings fastai ...]
+        [--seeds 1 2 3] [--few] [--quick]
 
 Each data set is divided once into training, validation and test part, and every tool gets the same
 three folders, the same network (EfficientNet-Lite0 with its packaged ImageNet weights, at 96
@@ -20,8 +20,8 @@ within one standard error, paired by picture. `speedup` (frostline's defaults) a
 (--budget 0.4) are medians over seeds of the ratio of `seconds`, with the range beside them; `accuracy_gain` is the
 difference of mean test accuracies, 0 to 1. `against_tuned` has the same figures against fastai's two tuned settings,
 which read the pictures from memory; there are no bars for them. `compared` has every setting. Started again, the
-command goes on where it stopped. `--quick` takes a few pictures and one epoch, to see that everything runs. Needs the
-extra `bench`.
+command goes on where it stopped. `--few` trains on twenty pictures of each class; `--quick` takes a few pictures and
+one epoch, to see that everything runs. Needs the extra `bench`.
 """
 
 import argparse
@@ -30,6 +30,7 @@ import datetime
 import hashlib
 import importlib.metadata
 import json
+import math
 import os
 import shutil
 import statistics
@@ -64,8 +65,10 @@ TUNED_RIVALS = ("fastai, tuned", "fastai, augmented, tuned")
 LONGEST = 3600
 """Seconds after which a row is given up."""
 
+ALL: Mapping[str, int] = {}
+FEW = {"train": 20, "valid": 7}
 QUICK = {"train": 12, "valid": 4, "test": 4}
-"""Pictures of each class at most."""
+"""Pictures of each class at most, by part; a part that is not named is whole."""
 
 Row = dict[str, Any]
 
@@ -73,24 +76,24 @@ Row = dict[str, Any]
 # --- the division -----------------------------------------------------------------------------
 
 
-def divided(data: str, work: Path, *, most: Mapping[str, int] | None) -> Path:
+def divided(source: Path, work: Path, *, most: Mapping[str, int]) -> Path:
     """The folder with the three parts of a data set, as links; its manifest is made once."""
-    folder = work / "pictures" / data
+    folder = work / "pictures" / source.name
     manifest = folder.with_suffix(".csv")
     if not manifest.exists():
-        write_manifest(SHARED / data, manifest, most=most)
+        write_manifest(source, manifest, most=most)
     if not folder.exists():
         part = folder.with_suffix(".part")
         shutil.rmtree(part, ignore_errors=True)
         for row in manifest_rows(manifest):
             link = part / row["split"] / row["label"] / Path(row["path"]).name
             link.parent.mkdir(parents=True, exist_ok=True)
-            link.symlink_to((SHARED / data / row["path"]).resolve())
+            link.symlink_to((source / row["path"]).resolve())
         part.rename(folder)
     return folder
 
 
-def write_manifest(source: Path, manifest: Path, *, most: Mapping[str, int] | None) -> None:
+def write_manifest(source: Path, manifest: Path, *, most: Mapping[str, int]) -> None:
     listing = hashed(fl.list_pictures(source))
     taken = Counter[tuple[str, int]]()
     manifest.parent.mkdir(parents=True, exist_ok=True)
@@ -102,7 +105,7 @@ def write_manifest(source: Path, manifest: Path, *, most: Mapping[str, int] | No
             for row in rows:
                 label = listing.labels[row]
                 taken[split, label] += 1
-                if most is None or taken[split, label] <= most[split]:
+                if taken[split, label] <= most.get(split, math.inf):
                     lines.writerow([listing.names[row], listing.classes[label], split])
     part.rename(manifest)
 
@@ -292,22 +295,28 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work", type=Path, required=True)
     parser.add_argument("--json", type=Path, required=True)
-    parser.add_argument("--data", nargs="+", choices=DATA, default=DATA)
+    parser.add_argument("--data", nargs="+", default=DATA, metavar="FOLDER", help="one folder for each class")
     parser.add_argument("--settings", nargs="+", choices=SETTINGS, default=list(SETTINGS), metavar="SETTING")
     parser.add_argument("--seeds", nargs="+", type=int, default=[1, 2, 3])
-    parser.add_argument("--quick", action="store_true", help="a few pictures and one epoch, to see that all runs")
+    fewer = parser.add_mutually_exclusive_group()
+    fewer.add_argument("--few", action="store_true", help="twenty training pictures of each class")
+    fewer.add_argument("--quick", action="store_true", help="a few pictures and one epoch, to see that all runs")
     options = parser.parse_args()
-    # Rows of a quick look must not pass for real ones.
-    work = (options.work / "quick" if options.quick else options.work).resolve()
+    # Rows of fewer pictures must not pass for those of all.
+    part = "quick" if options.quick else "few" if options.few else ""
+    work = (options.work / part).resolve()
     with hold(work):
         run(options, work)
 
 
 def run(options: argparse.Namespace, work: Path) -> None:
-    epochs, most = (1, QUICK) if options.quick else (EPOCHS, None)
-    folders = {data: divided(data, work, most=most) for data in options.data}
+    epochs = 1 if options.quick else EPOCHS
+    most = QUICK if options.quick else FEW if options.few else ALL
+    # Names are of the shared folder, where another does not begin at the root.
+    sources = [SHARED / data for data in options.data]
+    folders = {source.name: divided(source, work, most=most) for source in sources}
     installed = [name for name in options.settings if version_of(SETTINGS[name].package)]
-    wanted = [(seed, data, name) for seed in options.seeds for data in options.data for name in installed]
+    wanted = [(seed, data, name) for seed in options.seeds for data in folders for name in installed]
     file = work / "rows.jsonl"
     rows = [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
     done = {(row["seed"], row["data"], row["setting"]) for row in rows}

@@ -1,9 +1,13 @@
 """The evidence is complete, names no person or place, and needs no torch."""
 
+import platform
 import subprocess
 import sys
 from datetime import datetime
 from importlib import metadata
+from pathlib import Path
+
+import pytest
 
 from frostline.claims import gather, machine
 from frostline.records import Evidence
@@ -59,6 +63,25 @@ def test_machine_facts_name_no_host_and_no_user(monkeypatch):
         monkeypatch.setattr(module, name, lambda: "secret-name")
 
     assert "secret-name" not in str(machine())
+
+
+@pytest.mark.parametrize(
+    ("cpuinfo", "processor"),
+    [
+        ("model name\t: AMD EPYC\ncpu family\t: 25\nmodel\t\t: 17\n", "AMD EPYC, family 25, model 17"),
+        ("model name\t: AMD EPYC\ncpu family\t: 26\nmodel\t\t: 2\n\nmodel\t: 9\n", "AMD EPYC, family 26, model 2"),
+        ("model name\t: Neoverse: N1\nCPU part\t: 0xd0c\n", "Neoverse: N1"),
+        ("processor\t: 0\n\nprocessor\t: 1\n", platform.machine()),
+    ],
+)
+def test_processors_of_one_name_are_told_apart_by_family_and_model(monkeypatch, cpuinfo, processor):
+    read = Path.read_text
+    monkeypatch.setattr(
+        Path, "read_text", lambda path, **said: cpuinfo if path == Path("/proc/cpuinfo") else read(path, **said)
+    )
+    monkeypatch.setattr(platform, "processor", lambda: "")
+
+    assert dict(machine())["processor"] == processor
 
 
 def test_machine_facts_do_not_load_torch():
