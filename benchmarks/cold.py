@@ -47,11 +47,8 @@ BATCH = 32
 WARM = 64
 """Pictures of the pass that makes the engine and is not clocked."""
 
-NETWORKS = ("efficientnet_lite0", "timm:resnet18", "timm:vit_tiny_patch16_224")
-"""Those with bars; any other name that `fl.load_model` knows can be asked for."""
-
 PACKAGED = ("efficientnet_lite0",)
-"""Those whose weights come with the package. Speed does not depend on their values, the error of few bits does."""
+"""Networks whose weights come with the package. Speed does not depend on the values, the error of few bits does."""
 
 WAYS = ("DataLoader 0", "DataLoader 2", "float32", "auto")
 
@@ -416,7 +413,7 @@ def main() -> None:
     quick.add_argument(
         "--data", nargs="+", type=Path, default=[SHARED / name for name in ("trashnet", "sign_digits", "caltech25")]
     )
-    quick.add_argument("--networks", nargs="+", default=list(NETWORKS), metavar="NAME")
+    quick.add_argument("--networks", nargs="+", default=list(BARS["float32"]), metavar="NAME")
     quick.add_argument("--pictures", type=int, default=2048)
     quick.add_argument("--repeats", type=int, default=5)
     quick.add_argument("--image-size", type=int, default=224)

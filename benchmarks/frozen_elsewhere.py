@@ -36,6 +36,7 @@ from torch.utils.checkpoint import checkpoint
 from torchvision.ops import StochasticDepth
 
 import frostline as fl
+from frostline import claims
 
 Seen = tuple[bool, str]
 Batch = tuple[torch.Tensor, torch.Tensor]
@@ -994,10 +995,8 @@ def main() -> None:
 
 def machine() -> dict[str, str | int | None]:
     packages = ("torch", "frostline", "fastai", "lightning", "finetuning-scheduler", "timm", "skorch", "peft")
-    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
-    names = [line.split(":")[1].strip() for line in lines if "model name" in line]
     return {
-        "processor": names[0] if names else platform.processor(),
+        "processor": dict(claims.machine())["processor"],
         "threads": 1,
         "python": platform.python_version(),
     } | {package: version_of(package) for package in packages}

@@ -18,6 +18,7 @@ from pathlib import Path
 import torch
 
 import frostline as fl
+from frostline import claims
 
 ARMS = {"auto": "auto", "head only": -1, "nothing frozen": 0}
 
@@ -74,14 +75,7 @@ def main() -> None:
 
 def machine() -> dict[str, str | int]:
     return {
-        "processor": next(
-            (
-                line.split(":")[1].strip()
-                for line in Path("/proc/cpuinfo").read_text().splitlines()
-                if "model name" in line
-            ),
-            platform.processor(),
-        ),
+        "processor": dict(claims.machine())["processor"],
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
         "python": platform.python_version(),

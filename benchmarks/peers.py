@@ -65,10 +65,12 @@ TUNED_RIVALS = ("fastai, tuned", "fastai, augmented, tuned")
 LONGEST = 3600
 """Seconds after which a row is given up."""
 
-ALL: Mapping[str, int] = {}
-FEW = {"train": 20, "valid": 7}
-QUICK = {"train": 12, "valid": 4, "test": 4}
-"""Pictures of each class at most, by part; a part that is not named is whole."""
+MOST: Mapping[str, Mapping[str, int]] = {
+    "": {},
+    "few": {"train": 20, "valid": 7},
+    "quick": {"train": 12, "valid": 4, "test": 4},
+}
+"""Pictures of each class at most, by option and part; a part that is not named is whole."""
 
 Row = dict[str, Any]
 
@@ -299,22 +301,21 @@ def main() -> None:
     parser.add_argument("--settings", nargs="+", choices=SETTINGS, default=list(SETTINGS), metavar="SETTING")
     parser.add_argument("--seeds", nargs="+", type=int, default=[1, 2, 3])
     fewer = parser.add_mutually_exclusive_group()
-    fewer.add_argument("--few", action="store_true", help="twenty training pictures of each class")
-    fewer.add_argument("--quick", action="store_true", help="a few pictures and one epoch, to see that all runs")
+    kept = {"action": "store_const", "dest": "size", "default": ""}
+    fewer.add_argument("--few", **kept, const="few", help="twenty training pictures of each class")
+    fewer.add_argument("--quick", **kept, const="quick", help="a few pictures and one epoch, to see that all runs")
     options = parser.parse_args()
     # Rows of fewer pictures must not pass for those of all.
-    part = "quick" if options.quick else "few" if options.few else ""
-    work = (options.work / part).resolve()
+    work = (options.work / options.size).resolve()
     with hold(work):
         run(options, work)
 
 
 def run(options: argparse.Namespace, work: Path) -> None:
-    epochs = 1 if options.quick else EPOCHS
-    most = QUICK if options.quick else FEW if options.few else ALL
+    epochs = 1 if options.size == "quick" else EPOCHS
     # Names are of the shared folder, where another does not begin at the root.
     sources = [SHARED / data for data in options.data]
-    folders = {source.name: divided(source, work, most=most) for source in sources}
+    folders = {source.name: divided(source, work, most=MOST[options.size]) for source in sources}
     installed = [name for name in options.settings if version_of(SETTINGS[name].package)]
     wanted = [(seed, data, name) for seed in options.seeds for data in folders for name in installed]
     file = work / "rows.jsonl"

@@ -35,6 +35,7 @@ from torch import nn
 from zoo_networks import KINDS, SEED, Network, Subject, built, smallest_members, subjects, write
 
 import frostline as fl
+from frostline.claims import machine
 from frostline.records import CutGraph
 from frostline.testing import CLOSE
 from frostline.trees import arguments, tensors
@@ -364,10 +365,7 @@ def bar(needed: str, found: str, holds: bool) -> dict[str, Any]:
 def setting() -> dict[str, Any]:
     """Where and when the rows were made."""
     packages = ("frostline", "torch", "torchvision", "timm", "transformers")
-    processor = next(
-        (line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line),
-        platform.processor(),
-    )
+    processor = dict(machine())["processor"]
     return {
         "machine": {"processor": processor, "cores": os.cpu_count(), "threads": threads(), "system": platform.system()},
         "versions": {"python": platform.python_version(), **{name: version_of(name) for name in packages}},
